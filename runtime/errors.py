@@ -1,0 +1,19 @@
+"""What a user can cause, said in one line: what was found; what was expected; what to do."""
+
+EXIT_PASS = 0
+EXIT_GATE_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INCONCLUSIVE = 3
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """A problem the user can mend; the command line prints it as one line and exits with 2.
+
+    The three parts are clauses without a final stop, e.g.
+    `UserError("weights.safetensors is 12 bytes long", "a safetensors file", "export the weights again")`.
+    """
+
+    def __init__(self, found: str, expected: str, remedy: str) -> None:
+        super().__init__(f"{found}; {expected}; {remedy}")
+        self.found, self.expected, self.remedy = found, expected, remedy
