@@ -6,14 +6,39 @@ re-runs that stage and what depends on it. Reading files and overrides is `confi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16"]
+Target = Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121", "CURRENT"]
+SOURCES = "digits | npz:FILE | torchvision:NAME | imagefolder:DIR | module:function"
+MODELS = "demo:resnet | cifar:NAME | torchvision:NAME | timm:NAME | module:function"
+MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def impossible(key: str, found: str, expected: str, remedy: str) -> PydanticCustomError:
+    """The error of a value that is well typed but can never work; `key` is relative to the section that raises it."""
+    return PydanticCustomError(
+        "impossible",
+        "{found}; {expected}; {remedy}",
+        {"key": key, "found": found, "expected": expected, "remedy": remedy},
+    )
+
+
+def _once(key: str, values: Iterable[object]) -> None:
+    """Raise when a value is listed twice."""
+    seen: list[object] = []
+    for value in values:
+        if value in seen:
+            raise impossible(key, f"{value} is listed twice", "expected each value once", "remove one of the two")
+        seen.append(value)
 
 
 class Section(BaseModel):
@@ -23,118 +48,242 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: str = Field("digits", description="digits | npz:FILE | torchvision:NAME | imagefolder:DIR | module:function")
+    source: str = Field(default="digits", description=SOURCES)
     image_size: Positive | None = Field(
-        None, description="Side in pixels that images of a folder are resized and cropped to; null keeps fixed-size sets as they are."
+        default=None,
+        description="Side in pixels that images of a folder are resized and cropped to; null keeps fixed-size sets.",
     )
-    root: str = Field("~/.cache/demport", description="Folder that torchvision downloads into.")
+    root: str = Field(default="~/.cache/demport", description="Folder that torchvision downloads into.")
+
+    @model_validator(mode="after")
+    def _source_is_known(self) -> Self:
+        kind, _, rest = self.source.partition(":")
+        known = kind in ("npz", "torchvision", "imagefolder") and rest
+        if self.source != "digits" and not known and not MODULE_FUNCTION.fullmatch(self.source):
+            raise impossible(
+                "source", f"`{self.source}` names no data", f"expected {SOURCES}", "write one of these forms"
+            )
+        return self
 
 
 class Model(Section):
-    name: str = Field(
-        "demo:resnet", description="demo:resnet | cifar:NAME | torchvision:NAME | timm:NAME | module:function"
+    name: str = Field(default="demo:resnet", description=MODELS)
+    weights: str | None = Field(
+        default=None, description="safetensors file to start both trainings from; null starts afresh."
     )
-    weights: str | None = Field(None, description="safetensors file to start both trainings from; null starts afresh.")
     args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for the model's constructor.")
+
+    @model_validator(mode="after")
+    def _name_is_a_spec(self) -> Self:
+        kind, _, rest = self.name.partition(":")
+        known = kind in ("demo", "cifar", "torchvision", "timm") and rest
+        if not known and not MODULE_FUNCTION.fullmatch(self.name):
+            raise impossible("name", f"`{self.name}` names no model", f"expected {MODELS}", "write one of these forms")
+        return self
 
 
 class Training(Section):
-    epochs: Positive = Field(40, description="Passes over the training split.")
-    batch_size: Positive = Field(128, description="Images a step.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd: momentum 0.9; adamw: betas 0.9, 0.999.")
-    lr: NonNegative = Field(0.1, description="Peak learning rate.")
-    momentum: Fraction = Field(0.9, description="Momentum of SGD.")
-    weight_decay: NonNegative = Field(5e-4, description="Decoupled weight decay, times the learning rate, on all parameters.")
-    schedule: Literal["one_cycle", "step", "constant"] = Field(
-        "one_cycle", description="one_cycle: cosine up and down; step: times `step_factor` every `step_epochs`; constant."
+    epochs: Positive = Field(default=40, description="Passes over the training split.")
+    batch_size: Positive = Field(default=128, description="Images a step.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="sgd: with `momentum`; adamw: betas 0.9, 0.999."
     )
-    step_epochs: Positive = Field(77, description="Epochs between two drops of the step schedule.")
-    step_factor: Fraction = Field(0.2, description="Factor of each drop of the step schedule.")
-    label_smoothing: Fraction = Field(0.0, description="Label smoothing of the cross entropy.")
+    lr: NonNegative = Field(default=0.1, description="Peak learning rate.")
+    momentum: Fraction = Field(default=0.9, description="Momentum of SGD.")
+    weight_decay: NonNegative = Field(
+        default=5e-4, description="Decoupled weight decay, times the learning rate, on all parameters."
+    )
+    schedule: Literal["one_cycle", "step", "constant"] = Field(
+        default="one_cycle",
+        description="one_cycle: cosine up and down; step: times `step_factor` every `step_epochs`; constant.",
+    )
+    step_epochs: Positive = Field(default=77, description="Epochs between two drops of the step schedule.")
+    step_factor: Fraction = Field(default=0.2, description="Factor of each drop of the step schedule.")
+    label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the cross entropy.")
     augment: Literal["none", "shift", "crop_flip"] = Field(
-        "none", description="shift: random translation by 1/8 of the side; crop_flip: reflect-pad 1/8, crop, mirror."
+        default="none",
+        description="shift: random translation by 1/8 of the side; crop_flip: reflect-pad 1/8, crop, mirror.",
     )
 
 
 class Demp(Training):
-    lambda_peak: NonNegative = Field(0.03, description="Peak weight of the L1 penalty on all normalisation scales.")
-    sigma_peak: NonNegative = Field(5e-5, description="Peak standard deviation of the noise on live units, after each step.")
-    span: Fraction = Field(1.0, description="Share of the steps that the one-cycle of lambda and sigma spans.")
-    census_every: Positive = Field(1, description="Epochs between two censuses of dead channels.")
-    census_batches: Positive = Field(3, description="Batches a census looks at.")
-    census_batch_size: Positive = Field(512, description="Images a census batch.")
+    lambda_peak: NonNegative = Field(
+        default=0.03, description="Peak weight of the L1 penalty on all normalisation scales."
+    )
+    sigma_peak: NonNegative = Field(
+        default=5e-5, description="Peak standard deviation of the noise on live units, after each step."
+    )
+    span: Fraction = Field(default=1.0, description="Share of the steps that the one-cycle of lambda and sigma spans.")
+    census_every: Positive = Field(default=1, description="Epochs between two censuses of dead channels.")
+    census_batches: Positive = Field(default=3, description="Batches a census looks at.")
+    census_batch_size: Positive = Field(default=512, description="Images a census batch.")
+
+    @model_validator(mode="after")
+    def _something_can_die(self) -> Self:
+        if self.lambda_peak == 0 and self.sigma_peak == 0:
+            raise impossible(
+                "lambda_peak",
+                "lambda_peak and sigma_peak are both 0, so no channel would die",
+                "expected at least one above 0",
+                "set lambda_peak, e.g. 0.03",
+            )
+        if self.span == 0:
+            raise impossible(
+                "span", "span is 0", "expected above 0 and at most 1", "set it to 1.0 for the whole training"
+            )
+        return self
 
 
 class Surgery(Section):
     align: Literal[1, 2, 4, 8, 16, 32, 64] = Field(
-        16, description="Keep the most alive of the dead channels up to this multiple (exact: they are zeros)."
+        default=16, description="Keep the most alive of the dead channels up to this multiple (exact: they are zeros)."
     )
     residual: Literal["tied", "untied"] = Field(
-        "tied", description="tied: a channel of a residual stream goes only if dead at every member; untied: each block keeps its own."
+        default="tied",
+        description="tied: a channel of a residual stream goes only if dead at every member; untied: block by block.",
     )
-    law_tolerance: NonNegative = Field(1e-9, description="Largest relative difference of compact and dense in float64.")
+    law_tolerance: NonNegative = Field(
+        default=1e-9, description="Largest relative difference of compact and dense in float64."
+    )
 
 
 class Onnx(Section):
-    opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX operator set of the exported graph.")
-    max_abs_diff: NonNegative = Field(1e-4, description="Largest absolute difference of ONNX Runtime's logits from torch's.")
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(
+        default=18, description="ONNX operator set of the exported graph."
+    )
+    max_abs_diff: NonNegative = Field(
+        default=1e-4, description="Largest absolute difference of ONNX Runtime's logits from torch's."
+    )
 
 
 class Simplify(Section):
-    enabled: bool = Field(True, description="Run onnxsim; off keeps the exported graph.")
-    max_abs_diff: NonNegative = Field(1e-4, description="Largest absolute difference of the simplified graph from its input.")
+    enabled: bool = Field(default=True, description="Run onnxsim; false keeps the exported graph.")
+    max_abs_diff: NonNegative = Field(
+        default=1e-4, description="Largest absolute difference of the simplified graph from its input."
+    )
 
 
 class PrecisionSection(Section):
-    graphs: tuple[Literal["fp16"], ...] = Field(("fp16",), description="Lower precisions to write graphs for, beside fp32.")
+    graphs: tuple[Literal["fp16"], ...] = Field(
+        default=("fp16",), description="Lower precisions to write graphs for, beside fp32."
+    )
+
+    @model_validator(mode="after")
+    def _listed_once(self) -> Self:
+        _once("graphs", self.graphs)
+        return self
 
 
 class Profile(Section):
-    min: Positive = Field(1, description="Smallest batch the engine takes.")
-    opt: Positive = Field(32, description="Batch the engine is tuned for.")
-    max: Positive = Field(256, description="Largest batch the engine takes.")
+    min: Positive = Field(default=1, description="Smallest batch the engine takes.")
+    opt: Positive = Field(default=32, description="Batch the engine is tuned for.")
+    max: Positive = Field(default=256, description="Largest batch the engine takes.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.min <= self.opt <= self.max:
+            raise impossible(
+                "opt",
+                f"min {self.min}, opt {self.opt}, max {self.max}",
+                "expected min <= opt <= max",
+                "put them in order",
+            )
+        return self
 
 
 class Engine(Section):
     flavour: Literal["auto", "tensorrt", "tensorrt_rtx", "none"] = Field(
-        "auto", description="auto: tensorrt where it and a GPU are present, else tensorrt_rtx ahead of time; none builds no engine."
+        default="auto",
+        description="auto: tensorrt where it and a GPU are present, else tensorrt_rtx ahead of time; none: no engine.",
     )
-    targets: tuple[Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121", "CURRENT"], ...] = Field(
-        ("SM86", "SM89"), description="Compute capabilities of ahead-of-time tensorrt_rtx engines, one engine each."
+    targets: tuple[Target, ...] = Field(
+        default=("SM86", "SM89"),
+        description="Compute capabilities of ahead-of-time tensorrt_rtx engines, one engine each.",
     )
-    precisions: tuple[Precision, ...] = Field(("fp32", "fp16"), description="Precisions of the engines.")
-    profile: Profile = Field(default_factory=lambda: Profile(), description="Batch sizes of the optimisation profile.")
-    workspace_mib: Positive = Field(1024, description="Scratch memory the builder may use, in MiB.")
-    tf32: bool = Field(False, description="Let fp32 layers use TF32 tensor cores (about three decimal digits).")
-    time_limit_s: Positive = Field(600, description="Seconds an engine build may take.")
+    precisions: tuple[Precision, ...] = Field(default=("fp32", "fp16"), description="Precisions of the engines.")
+    profile: Profile = Field(default_factory=Profile, description="Batch sizes of the optimisation profile.")
+    workspace_mib: Positive = Field(default=1024, description="Scratch memory the builder may use, in MiB.")
+    tf32: bool = Field(default=False, description="Let fp32 layers use TF32 tensor cores (about three decimal digits).")
+    time_limit_s: Positive = Field(default=600, description="Seconds an engine build may take.")
+
+    @model_validator(mode="after")
+    def _something_to_build(self) -> Self:
+        for key, values in (("targets", self.targets), ("precisions", self.precisions)):
+            _once(key, values)
+            if not values and self.flavour != "none":
+                raise impossible(key, f"{key} is empty", "expected at least one", "list one, or set flavour: none")
+        return self
 
 
 class Gates(Section):
-    max_accuracy_drop: NonNegative = Field(1.0, description="Largest loss of accuracy against dense, in percentage points.")
-    min_speedup: NonNegative = Field(1.5, description="Smallest ratio of the dense to the compact p50 latency.")
-    max_abs_diff: NonNegative = Field(1e-5, description="Largest difference of compact from dense-with-removed-held, fp32 logits.")
+    max_accuracy_drop: NonNegative = Field(
+        default=1.0, description="Largest loss of accuracy against dense, in percentage points."
+    )
+    min_speedup: NonNegative = Field(default=1.5, description="Smallest ratio of the dense to the compact p50 latency.")
+    max_abs_diff: NonNegative = Field(
+        default=1e-5, description="Largest difference of compact from dense-with-removed-held, fp32 logits."
+    )
 
 
 class Check(Section):
-    batch_sizes: tuple[Positive, ...] = Field((1, 32), description="Batch sizes whose latency is measured.")
-    gate_batch: Positive = Field(32, description="Batch size whose speedup is gated.")
-    threads: Positive = Field(2, description="Threads of ONNX Runtime.")
-    min_blocks: Positive = Field(30, description="Fewest ABBA blocks a latency comparison takes.")
-    time_limit_s: Positive = Field(20, description="Seconds one latency comparison may take.")
-    gates: Gates = Field(default_factory=lambda: Gates(), description="Limits that decide the verdict.")
+    batch_sizes: tuple[Positive, ...] = Field(default=(1, 32), description="Batch sizes whose latency is measured.")
+    gate_batch: Positive = Field(default=32, description="Batch size whose speedup is gated.")
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="Threads of ONNX Runtime.")
+    min_blocks: Positive = Field(default=30, description="Fewest ABBA blocks a latency comparison takes.")
+    time_limit_s: Positive = Field(default=20, description="Seconds one latency comparison may take.")
+    gates: Gates = Field(default_factory=Gates, description="Limits that decide the verdict.")
+
+    @model_validator(mode="after")
+    def _gate_is_measured(self) -> Self:
+        _once("batch_sizes", self.batch_sizes)
+        if self.gate_batch not in self.batch_sizes:
+            listed = ", ".join(map(str, self.batch_sizes)) or "none"
+            raise impossible(
+                "gate_batch",
+                f"{self.gate_batch} is not measured (batch_sizes: {listed})",
+                "expected one of batch_sizes",
+                f"add {self.gate_batch} to batch_sizes or choose one that is there",
+            )
+        return self
 
 
 class Config(Section):
-    name: str = Field("run", description="Title of the report.")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of weights, data order, augmentation and noise.")
-    threads: Positive = Field(2, description="CPU threads of training; the same number gives the same bytes.")
-    data: Data = Field(default_factory=lambda: Data(), description="Images and labels.")
-    model: Model = Field(default_factory=lambda: Model(), description="The network.")
-    dense: Training = Field(default_factory=lambda: Training(), description="Training of the dense baseline.")
-    demp: Demp = Field(default_factory=lambda: Demp(), description="Training with DemP.")
-    surgery: Surgery = Field(default_factory=lambda: Surgery(), description="Cutting the dead channels out.")
-    onnx: Onnx = Field(default_factory=lambda: Onnx(), description="Export to ONNX.")
-    simplify: Simplify = Field(default_factory=lambda: Simplify(), description="Simplification of the ONNX graphs.")
-    precision: PrecisionSection = Field(default_factory=lambda: PrecisionSection(), description="Lower precision in the graph.")
-    engine: Engine = Field(default_factory=lambda: Engine(), description="TensorRT engines.")
-    check: Check = Field(default_factory=lambda: Check(), description="Accuracy, latency and the verdict.")
+    name: str = Field(default="run", description="Title of the report.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=0, description="Seed of weights, data order, augmentation and noise."
+    )
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=2, description="CPU threads of training; the same number gives the same bytes."
+    )
+    data: Data = Field(default_factory=Data, description="Images and labels.")
+    model: Model = Field(default_factory=Model, description="The network.")
+    dense: Training = Field(default_factory=Training, description="Training of the dense baseline.")
+    demp: Demp = Field(default_factory=Demp, description="Training with DemP.")
+    surgery: Surgery = Field(default_factory=Surgery, description="Cutting the dead channels out.")
+    onnx: Onnx = Field(default_factory=Onnx, description="Export to ONNX.")
+    simplify: Simplify = Field(default_factory=Simplify, description="Simplification of the ONNX graphs.")
+    precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Lower precision in the graph.")
+    engine: Engine = Field(default_factory=Engine, description="TensorRT engines.")
+    check: Check = Field(default_factory=Check, description="Accuracy, latency and the verdict.")
+
+    @model_validator(mode="after")
+    def _engines_can_be_built_and_measured(self) -> Self:
+        if self.engine.flavour == "none":
+            return self
+        if missing := [p for p in self.engine.precisions if p != "fp32" and p not in self.precision.graphs]:
+            raise impossible(
+                "engine.precisions",
+                f"{missing[0]} engines need a {missing[0]} graph, and precision.graphs has none",
+                "expected each lower precision of the engines in precision.graphs",
+                f"add {missing[0]} to precision.graphs or remove it here",
+            )
+        profile = self.engine.profile
+        for batch in self.check.batch_sizes:
+            if not profile.min <= batch <= profile.max:
+                raise impossible(
+                    "check.batch_sizes",
+                    f"{batch} is outside engine.profile ({profile.min} to {profile.max})",
+                    "expected batches the engines take",
+                    "widen engine.profile or measure other batches",
+                )
+        return self
