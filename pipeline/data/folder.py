@@ -1,0 +1,145 @@
+"""Folders of images, decoded when a batch needs them: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from pipeline.data import Augment, Dataset
+from pipeline.data.arrays import moments
+from pipeline.data.batching import augmented, batch_indices, random_stream
+from runtime.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+MOMENTS_FROM = 1024
+SCALE = 255.0
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A file as uint8 (3, H, W), RGB. With `resize` the shorter side is resized to it and the middle square cut out;
+    without, every image must have `size` (H, W) already."""
+
+    size: tuple[int, int]
+    resize: int | None
+
+    def __call__(self, path: Path) -> Tensor:
+        image = opened(path)
+        if self.resize is not None:
+            image = v2.Compose([v2.Resize(self.resize), v2.CenterCrop(self.resize)])(image)
+        elif (image.height, image.width) != self.size:
+            raise UserError(
+                f"{path} is {image.height}x{image.width} pixels",
+                f"{self.size[0]}x{self.size[1]} like the first image",
+                "set data.image_size",
+            )
+        pixels: Tensor = v2.functional.pil_to_tensor(image)
+        return pixels
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    name: str
+    paths: tuple[Path, ...]
+    labels: Tensor
+    decoder: Decoder
+    mean: Tensor
+    """(C, 1, 1), as std."""
+    std: Tensor
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def to(self, device: torch.device) -> FolderSplit:
+        return FolderSplit(
+            self.name, self.paths, self.labels, self.decoder, self.mean.to(device), self.std.to(device), device
+        )
+
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: Augment = "none"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert seed is not None or augment == "none", "augmentation needs a seed"
+        random = random_stream(seed, epoch)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for index in batch_indices(len(self), batch_size, random):
+                images = pool.map(self.decoder, [self.paths[i] for i in index.tolist()])
+                x = torch.stack(list(images)).to(self.device)
+                if random is not None:
+                    x = augmented(x, augment, random)
+                x = x.to(torch.float32).div_(SCALE).sub_(self.mean).div_(self.std)
+                yield x, self.labels[index].to(self.device)
+
+
+def dataset(folder: Path, image_size: int | None, fingerprint: str) -> Dataset:
+    """Raises UserError. Mean and standard deviation come from at most 1,024 training images, evenly spaced."""
+    names = _classes(folder / "train")
+    train, y_train = _listed(folder / "train", names)
+    test, y_test = _listed(folder / "val", names)
+    first = opened(train[0])
+    size = (first.height, first.width) if image_size is None else (image_size, image_size)
+    decoder = Decoder(size, image_size)
+    some = train[:: -(-len(train) // MOMENTS_FROM)]
+    mean, std = moments([decoder(path)[None] for path in some], SCALE, str(folder / "train"))
+    columns = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+    cpu = torch.device("cpu")
+    return Dataset(
+        FolderSplit("train", train, y_train, decoder, *columns, cpu),
+        FolderSplit("test", test, y_test, decoder, *columns, cpu),
+        *(names, (3, *size), mean, std, SCALE, fingerprint),
+    )
+
+
+def opened(path: Path) -> Image.Image:
+    """Decoded, RGB. Raises UserError naming the file."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and others
+        raise UserError(
+            f"{path} cannot be decoded ({error})", "an image file", "mend the file or take it out of the folder"
+        ) from error
+
+
+def _folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}", "train/CLASS/ and val/CLASS/ with images", "make it")
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _classes(train: Path) -> tuple[str, ...]:
+    names = tuple(_folders(train))
+    if len(names) < 2:
+        raise UserError(
+            f"{train} holds {len(names)} class folders", "at least two", "sort the images into train/CLASS/"
+        )
+    return names
+
+
+def _listed(part: Path, names: tuple[str, ...]) -> tuple[tuple[Path, ...], Tensor]:
+    """Image files in order of class and name, and their labels."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in _folders(part):
+        if name not in names:
+            raise UserError(f"{part / name} is no class of train/", f"one of {', '.join(names[:10])}", "rename it")
+        images = sorted(
+            path
+            for path in (part / name).iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        )
+        if not images:
+            raise UserError(f"{part / name} holds no image", f"files {', '.join(sorted(SUFFIXES))}", "add some")
+        paths += images
+        labels += [names.index(name)] * len(images)
+    if not paths:
+        raise UserError(f"{part} holds no image", "CLASS/ folders with images", "add some")
+    return tuple(paths), torch.tensor(labels)
