@@ -1,0 +1,1 @@
+"""From a network to files that a server loads: ONNX, TensorRT engines, a Triton model repository."""

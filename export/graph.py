@@ -1,0 +1,164 @@
+"""ONNX graphs on disk and in ONNX Runtime: read, write, describe, run, compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.files import replacing
+from runtime.errors import UserError
+
+MAX_BYTES = 2**31 - 1  # protobuf's limit for one message
+
+Array = NDArray[Any]
+
+
+class GraphError(Exception):
+    """ONNX Runtime does not load or run the graph; the message is its first line."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: `dtype` as NumPy names it, `shape` with None for a dimension that may vary."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """The model in `path`, all weights inside the file; `UserError` if it is not a valid ONNX file."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing", "an ONNX file", "check the path") from error
+    except Exception as error:  # protobuf's DecodeError has no public common base
+        raise UserError(f"{path} cannot be read: {first_line(error)}", "an ONNX file", "export it again") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise UserError(
+            f"{path} keeps weights in another file", "all weights inside one ONNX file", "save it without external data"
+        )
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise UserError(f"{path} is not valid ONNX: {first_line(error)}", "a valid graph", "export it again") from error
+    return model
+
+
+def write_graph(model: onnx.ModelProto, path: Path) -> int:
+    """Writes the model as one file, atomically; bytes written. Over 2 GiB is a `UserError`."""
+    check_size(model.ByteSize())
+    data = model.SerializeToString(deterministic=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return len(data)
+
+
+def check_size(size: int) -> None:
+    """`UserError` where a model of `size` bytes cannot be one ONNX file."""
+    if size > MAX_BYTES:
+        raise UserError(
+            f"the network takes {size / 2**30:.2f} GiB",
+            "at most 2 GiB, the limit of one ONNX file",
+            "use a smaller network",
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text that says something, or its type."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:300]
+
+
+def inputs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """The inputs to feed (weights that old files list among the inputs are left out)."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_spec(value) for value in model.graph.input if value.name not in weights)
+
+
+def outputs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(value) for value in model.graph.output)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the default operator set, 0 if the model imports none."""
+    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    return TensorSpec(value.name, dtype, dims)
+
+
+def image_input(model: onnx.ModelProto, samples: Array, name: Path) -> TensorSpec:
+    """The one float32 (N, C, H, W) input that `samples` fit; `UserError` for another signature."""
+    inputs = inputs_of(model)
+    if len(inputs) != 1 or inputs[0].dtype != "float32" or len(inputs[0].shape) != 4:
+        found = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in inputs) or "none"
+        raise UserError(f"{name} has the inputs {found}", "one float32 input (N, C, H, W)", "export such a graph")
+    if any(want not in (None, got) for want, got in zip(inputs[0].shape[1:], samples.shape[1:], strict=True)):
+        raise UserError(
+            f"the samples have the shape {list(samples.shape[1:])}",
+            f"{list(inputs[0].shape[1:])} as {name} takes them",
+            "use samples of the data set that the graph was exported for",
+        )
+    return inputs[0]
+
+
+def open_graph(source: Path | onnx.ModelProto) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU; `GraphError` if ONNX Runtime refuses the graph."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    data = str(source) if isinstance(source, Path) else source.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base below Exception
+        raise GraphError(first_line(error)) from error
+
+
+def run_graph(session: Any, images: Array) -> list[Array]:
+    """All outputs for `images` fed to the only input; `GraphError` if the run fails."""
+    try:
+        return list(session.run(None, {session.get_inputs()[0].name: images}))
+    except Exception as error:  # ONNX Runtime's errors share no base below Exception
+        raise GraphError(first_line(error)) from error
+
+
+def rows(samples: Array, count: int) -> Array:
+    """`count` rows of `samples`, taken in turn and again from the first when they run out."""
+    return np.ascontiguousarray(samples[np.arange(count) % len(samples)])
+
+
+def probes(samples: Array, batch_sizes: Sequence[int]) -> list[Array]:
+    """For each batch size real rows, and noise of their mean and spread (the same on every call)."""
+    noise = np.random.default_rng(0)
+    shape = samples.shape[1:]
+    spread = max(float(samples.std()), 1e-3)
+    drawn = [noise.normal(float(samples.mean()), spread, (size, *shape)).astype(np.float32) for size in batch_sizes]
+    return [rows(samples, size) for size in batch_sizes] + drawn
+
+
+def worst_difference(first: Sequence[Array], second: Sequence[Array]) -> float:
+    """Largest absolute difference over all outputs; infinite where shapes or non-finite entries differ."""
+    assert len(first) == len(second)
+    worst = 0.0
+    for a, b in zip(first, second, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        with np.errstate(invalid="ignore"):
+            gaps = np.where(same, 0.0, np.abs(a.astype(np.float64) - b.astype(np.float64)))
+        worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max(initial=0.0)))
+    return worst
