@@ -57,7 +57,13 @@ class StrictDumper(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Text beyond printable ASCII in double quotes: PyYAML's other styles lose some line breaks."""
+        style = None if data.isascii() and data.isprintable() else '"'
+        return self.represent_scalar(_CORE + "str", data, style=style)
 
+
+StrictDumper.add_representer(str, StrictDumper.represent_str)
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 for _tag, _pattern in _PATTERNS:
     for _class in (StrictLoader, StrictDumper):

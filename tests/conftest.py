@@ -1,0 +1,46 @@
+"""What several test modules need: the real data sets, and demport as a child process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets, from DEMPORT_DATA; skips where it is absent."""
+    folder = Path(os.environ.get("DEMPORT_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data sets at {folder}; set DEMPORT_DATA")
+    return folder
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start_demport() -> Iterator[Start]:
+    """Start `demport ARGUMENTS` in a child process; what still runs at the end of the test is killed."""
+    children: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error"}
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+        )  # type: ignore[call-overload]
+        children.append(child)
+        return child  # type: ignore[no-any-return]
+
+    yield start
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
