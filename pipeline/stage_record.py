@@ -2,9 +2,11 @@
 
 Keys: schema, stage, fingerprint, digest, inputs (config sections, seed, threads, hashes of input files), upstream
 (stage -> digest), code (version of the stage's code), versions (libraries that decide the bytes), seconds, device,
-seed, environment, command (repeats this stage alone), files (path -> sha256, bytes), result (the stage's dataclass).
+environment, command (repeats this stage alone), files (path -> sha256, bytes), result (the stage's dataclass),
+seal (hash of all other keys).
 
-The fingerprint says from what a stage was made; the digest says what it left, and is what later stages depend on.
+The fingerprint says from what a stage was made. The digest says from what it was made and what it left: fingerprint,
+files and result. Later stages depend on the digest, so a repetition that leaves the same bytes repeats no other stage.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def write(folder: Path, basis: Basis, result: object, facts: Mapping[str, Any], 
         "files": {name: {"sha256": sha256(folder / name), "bytes": size} for name, size in _files(folder)},
         "result": _plain(dataclasses.asdict(result), folder, home),
     }
-    content["digest"] = _digest(content)
+    content["digest"] = _hash([content["fingerprint"], content["files"], content["result"]])
+    content["seal"] = _seal(content)
     write_json(folder / NAME, content)
     return Record(content, None)
 
@@ -136,7 +139,7 @@ def _files(folder: Path) -> list[tuple[str, int]]:
 
 def _problem(folder: Path, content: Mapping[str, Any]) -> str | None:
     try:
-        if content["digest"] != _digest(content):
+        if content["seal"] != _seal(content):
             return f"{NAME} was changed"
         for name, told in content["files"].items():
             path = folder / name
@@ -149,8 +152,8 @@ def _problem(folder: Path, content: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return _hash({key: value for key, value in content.items() if key != "digest"})
+def _seal(content: Mapping[str, Any]) -> str:
+    return _hash({key: value for key, value in content.items() if key != "seal"})
 
 
 def _hash(value: object) -> str:

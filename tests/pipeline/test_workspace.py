@@ -1,0 +1,460 @@
+"""The run folder with small stages of our own: skipping, re-running, kills at every point, locks, full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import files, stage_record, workspace
+from pipeline.workspace import Done, Workspace, is_run, open_workspace
+from runtime.errors import UserError
+from tests.conftest import REPOSITORY
+
+
+@dataclass(frozen=True)
+class Part:
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class Made:
+    text: Path
+    extra: Path | None
+    number: float
+    parts: tuple[Part, ...]
+    by_name: dict[str, Path]
+
+
+@contextlib.contextmanager
+def opened(folder: Path, *redo: str) -> Iterator[tuple[Workspace, list[str]]]:
+    said: list[str] = []
+    facts = {"device": "cpu", "seed": 0}
+    with open_workspace(
+        folder, say=said.append, facts=facts, command=lambda name: f"repeat {name}", redo=frozenset(redo)
+    ) as work:
+        yield work, said
+
+
+def writer(text: str) -> Callable[[Path], Made]:
+    def write(out: Path) -> Made:
+        (out / "sub").mkdir()
+        (out / "text").write_text(text)
+        (out / "sub" / "part").write_text(text * 2)
+        part = out / "sub" / "part"
+        return Made(out / "text", None, 0.5, (Part(part, 2 * len(text)),), {"a": part})
+
+    return write
+
+
+def line(
+    folder: Path, *redo: str, a: int = 1, b: int = 1, content: str = "x", first: str = "one"
+) -> tuple[list[Done], list[str]]:
+    """Two independent stages and one that depends on both."""
+    with opened(folder, *redo) as (work, said):
+        options: dict[str, Any] = {"code": 1, "versions": {"lib": "1.0"}}
+        inputs = {"dense": {"lr": a}, "content": {"data": content}}
+        dense = work.stage("10-dense", writer(first), inputs=inputs, **options)
+        demp = work.stage("20-demp", writer("two"), inputs={"demp": {"lr": b}}, **options)
+        onnx = work.stage("40-onnx", writer("three"), inputs={}, upstream=[dense, demp], **options)
+    return [dense, demp, onnx], said
+
+
+def ran(done: list[Done]) -> list[bool]:
+    return [stage.ran for stage in done]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_stage_leaves_its_files_and_says_how_to_repeat_it(tmp_path: Path) -> None:
+    said = line(tmp_path / "run")[1]
+    told = json.loads((tmp_path / "run" / "10-dense" / "stage.json").read_text())
+    assert said == ["10-dense: runs", "20-demp: runs", "40-onnx: runs"]
+    assert told["inputs"]["dense"] == {"lr": 1} and told["versions"] == {"lib": "1.0"}
+    assert (told["device"], told["seed"], told["command"], told["schema"]) == ("cpu", 0, "repeat 10-dense", 1)
+    assert told["files"]["sub/part"]["bytes"] == 6 and told["seconds"] >= 0
+    assert told["result"] == {
+        "text": "text",
+        "extra": None,
+        "number": 0.5,
+        "parts": [{"path": "sub/part", "size": 6}],
+        "by_name": {"a": "sub/part"},
+    }
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [".lock", "10-dense", "20-demp", "40-onnx"]
+
+
+def test_a_result_is_rebuilt_with_paths_in_the_final_folder(tmp_path: Path) -> None:
+    made = line(tmp_path / "run")[0][0].result(Made)
+    skipped = line(tmp_path / "run")[0][0].result(Made)
+    folder = tmp_path / "run" / "10-dense"
+    assert (
+        made == skipped == Made(folder / "text", None, 0.5, (Part(folder / "sub/part", 6),), {"a": folder / "sub/part"})
+    )
+    assert made.text.read_text() == "one"
+
+
+def test_a_result_may_name_files_of_other_stages(tmp_path: Path) -> None:
+    with opened(tmp_path) as (work, _):
+        first = work.stage("10-dense", writer("one"), inputs={}, code=1, versions={})
+        other = first.result(Made).text
+        second = work.stage("20-demp", lambda out: Part(other, 3), inputs={}, upstream=[first], code=1, versions={})
+    assert second.result(Part) == Part(tmp_path / "10-dense" / "text", 3)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert Done("20-demp", moved / "20-demp", "", ran=False).result(Part).path == moved / "10-dense" / "text"
+
+
+def test_the_second_time_nothing_runs_and_nothing_changes(tmp_path: Path) -> None:
+    line(tmp_path)
+    before = snapshot(tmp_path)
+    done, said = line(tmp_path)
+    assert ran(done) == [False] * 3 and snapshot(tmp_path) == before
+    assert said == ["10-dense: up to date", "20-demp: up to date", "40-onnx: up to date"]
+
+
+def test_a_change_runs_that_stage_and_what_depends_on_it(tmp_path: Path) -> None:
+    line(tmp_path)
+    done, said = line(tmp_path, b=2)
+    assert ran(done) == [False, True, True]
+    assert said[1] == "20-demp: runs again, demp.lr 1 -> 2"
+    assert "40-onnx: removed" in said[2] and said[3] == "40-onnx: runs"
+    done, said = line(tmp_path, b=2, content="y")
+    assert ran(done) == [True, False, True] and said[0] == "10-dense: runs again, data changed"
+
+
+def test_redo_runs_that_stage_and_what_depends_on_other_bytes(tmp_path: Path) -> None:
+    line(tmp_path)
+    done, said = line(tmp_path, "10-dense")
+    assert ran(done) == [True, False, False], "the same bytes from the same inputs: nothing to repeat downstream"
+    assert said[0] == "10-dense: runs again, as asked"
+    done, said = line(tmp_path, "10-dense", first="other")
+    assert ran(done) == [True, False, True] and "40-onnx: removed" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "version", "told"), [(2, "1.0", "code of this stage"), (1, "1.1", 'lib "1.0" -> "1.1"')]
+)
+def test_new_code_and_new_libraries_run_a_stage_again(tmp_path: Path, code: int, version: str, told: str) -> None:
+    for number, lib in ((1, "1.0"), (code, version)):
+        with opened(tmp_path) as (work, said):
+            done = work.stage("10-dense", writer("one"), inputs={}, code=number, versions={"lib": lib})
+    assert done.ran
+    assert told in said[0]
+
+
+def corrupt_byte(folder: Path) -> None:
+    data = bytearray((folder / "sub" / "part").read_bytes())
+    data[0] ^= 1
+    stat = (folder / "sub" / "part").stat()
+    (folder / "sub" / "part").write_bytes(data)
+    os.utime(folder / "sub" / "part", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def edit_record(folder: Path) -> None:
+    text = (folder / "stage.json").read_text()
+    (folder / "stage.json").write_text(text.replace('"number": 0.5', '"number": 0.9'))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one byte, same size and time": (corrupt_byte, "sub/part was changed"),
+    "a file is gone": (lambda folder: (folder / "text").unlink(), "text is missing"),
+    "a file is cut": (lambda folder: os.truncate(folder / "text", 1), "text was changed"),
+    "a figure was edited": (edit_record, "stage.json was changed"),
+    "record gone": (lambda folder: (folder / "stage.json").unlink(), "stage.json is missing or unreadable"),
+    "record cut": (lambda folder: os.truncate(folder / "stage.json", 40), "stage.json is missing or unreadable"),
+    "record empty": (lambda folder: (folder / "stage.json").write_text("[]"), "stage.json is missing or unreadable"),
+    "other schema": (lambda folder: (folder / "stage.json").write_text('{"schema": 9}'), "of another schema"),
+    "keys gone": (lambda folder: (folder / "stage.json").write_text('{"schema": 1}'), "lacks what it should hold"),
+    "wrong types": (
+        lambda folder: (folder / "stage.json").write_text('{"schema": 1, "upstream": 3, "files": []}'),
+        "lacks what it should hold",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_stage_runs_again_and_says_why(case: str, tmp_path: Path) -> None:
+    damage, told = DAMAGE[case]
+    line(tmp_path)
+    damage(tmp_path / "20-demp")
+    done, said = line(tmp_path)
+    assert ran(done) == [False, True, False]
+    assert "20-demp: runs again, " in said[1] and told in said[1]
+    assert (tmp_path / "20-demp" / "text").read_text() == "two"
+    assert ran(line(tmp_path)[0]) == [False] * 3
+
+
+@pytest.mark.parametrize("key", ["seconds", "device", "inputs", "upstream", "versions", "command", "digest", "result"])
+def test_every_key_of_the_record_is_sealed(tmp_path: Path, key: str) -> None:
+    line(tmp_path)
+    path = tmp_path / "40-onnx" / "stage.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {key: "x"}))
+    record = stage_record.read(path.parent)
+    assert record is not None and record.problem == "stage.json was changed"
+    path.write_text(json.dumps(told))
+    assert ran(line(tmp_path)[0]) == [False] * 3
+
+
+def test_a_failed_stage_leaves_the_one_before_it(tmp_path: Path) -> None:
+    line(tmp_path)
+    before = snapshot(tmp_path)
+
+    def fail(out: Path) -> Made:
+        (out / "half").write_text("x")
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"), opened(tmp_path) as (work, _):
+        work.stage("10-dense", fail, inputs={}, code=1, versions={})
+    assert snapshot(tmp_path) == before
+    assert ran(line(tmp_path)[0]) == [False] * 3
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_stage_leaves_nothing(tmp_path: Path, interruption: type[BaseException]) -> None:
+    def stop(out: Path) -> Made:
+        (out / "half").write_text("x")
+        raise interruption
+
+    with pytest.raises(interruption), opened(tmp_path) as (work, _):
+        work.stage("10-dense", stop, inputs={}, code=1, versions={})
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    assert ran(line(tmp_path)[0]) == [True] * 3
+
+
+CHILD = """
+    import os, signal, sys
+    from pathlib import Path
+    from tests.pipeline.test_workspace import line
+    from pipeline import files, stage_record, workspace
+    from export import files as single
+
+    point, folder, b = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    calls = 0
+
+    def before(owner, name, count):
+        original = getattr(owner, name)
+        def wrapped(*arguments, **options):
+            global calls
+            calls += 1
+            if calls == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+        setattr(owner, name, wrapped)
+
+    owner, name, count = {
+        "work": (Path, "write_text", 2),
+        "record": (stage_record, "write_json", 1),
+        "sync": (files, "sync_tree", 1),
+        "first rename": (Path, "rename", 1),
+        "second rename": (Path, "rename", 2),
+        "removal of the old": (files, "remove", 2 * len(workspace.STAGES) + 1),  # after those of the repair
+    }[point]
+    before(owner, name, count)
+    line(folder, b=b)
+"""
+
+
+@pytest.mark.parametrize("point", ["work", "record", "sync", "first rename", "second rename", "removal of the old"])
+@pytest.mark.parametrize("again", [False, True], ids=["first run", "replacing"])
+def test_kill_9_at_any_point_leaves_a_folder_the_next_run_completes(tmp_path: Path, point: str, again: bool) -> None:
+    """The stage under way is lost at most: a complete one is kept, an old one that was being replaced comes back."""
+    if again:
+        line(tmp_path)
+    code = textwrap.dedent(CHILD)
+    child = subprocess.run(
+        [sys.executable, "-c", code, point, str(tmp_path), "2"], cwd=REPOSITORY, capture_output=True, check=False
+    )
+    if point == "second rename" and not again:
+        return  # a first run renames once a stage; its second rename is the next stage's first
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    for folder in tmp_path.glob("[0-9]*"):
+        record = stage_record.read(folder)
+        assert record is not None and record.problem is None, f"{folder} is half-written"
+    done, _ = line(tmp_path, b=2)
+    assert [stage.folder.name for stage in done] == ["10-dense", "20-demp", "40-onnx"]
+    assert (tmp_path / "20-demp" / "text").read_text() == "two"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "10-dense", "20-demp", "40-onnx"]
+    assert ran(line(tmp_path, b=2)[0]) == [False] * 3
+
+
+def test_a_stage_that_was_complete_when_killed_is_kept(tmp_path: Path) -> None:
+    line(tmp_path)
+    (tmp_path / "10-dense").rename(tmp_path / ".10-dense.tmp")
+    done, said = line(tmp_path)
+    assert ran(done) == [False] * 3
+    assert said[0] == "10-dense: kept, an interrupted run had finished it"
+
+
+def test_an_old_stage_comes_back_when_the_new_one_is_incomplete(tmp_path: Path) -> None:
+    line(tmp_path)
+    (tmp_path / "10-dense").rename(tmp_path / ".10-dense.old")
+    (tmp_path / ".10-dense.tmp").mkdir()
+    done, said = line(tmp_path)
+    assert ran(done) == [False] * 3 and "put back" in said[0]
+    assert not list(tmp_path.glob(".10-dense*"))
+
+
+def test_outdated_stages_go_when_an_earlier_one_is_replaced(tmp_path: Path) -> None:
+    """Otherwise a report could mix figures of two trainings."""
+    line(tmp_path)
+    with opened(tmp_path) as (work, said):
+        work.stage("20-demp", writer("new"), inputs={"demp": {"lr": 9}}, code=1, versions={})
+    assert not (tmp_path / "40-onnx").exists() and (tmp_path / "10-dense").exists()
+    assert any(text.startswith("40-onnx: removed") for text in said)
+
+
+def test_finished_gives_a_stage_whatever_the_config_says(tmp_path: Path) -> None:
+    line(tmp_path)
+    with opened(tmp_path) as (work, _):
+        assert work.finished("10-dense").result(Made).text.read_text() == "one"
+        with pytest.raises(
+            UserError, match="30-surgery: not there; expected a finished stage; run `demport run` first"
+        ):
+            work.finished("30-surgery")
+        corrupt_byte(tmp_path / "10-dense")
+        with pytest.raises(UserError, match="sub/part was changed"):
+            work.finished("10-dense")
+
+
+def test_a_second_run_on_the_folder_is_refused_at_once(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with opened(tmp_path), pytest.raises(UserError) as caught, opened(tmp_path):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path}: in use by process {os.getpid()}; expected one run at a time in a folder; "
+        "wait for it or choose another --out"
+    )
+    assert time.monotonic() - start < 1
+    with opened(tmp_path):
+        assert is_run(tmp_path)
+
+
+def test_folders_that_are_not_ours_stay_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds files that are not a run's; expected an empty folder"), opened(tmp_path):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="File exists"), opened(tmp_path / "thesis.tex"):
+        pass
+    with pytest.raises(UserError, match="Not a directory"), opened(tmp_path / "thesis.tex" / "run"):
+        pass
+
+
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="No locks available; expected a folder to write to"), opened(tmp_path):
+        pass
+    monkeypatch.undo()
+    assert ran(line(tmp_path)[0]) == [True] * 3
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small tmpfs needs root and mount(8)")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "demport-test", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(out: Path) -> Made:
+    (out / "text").write_bytes(bytes(3 << 20))
+    (out / "more").write_bytes(bytes(3 << 20))
+    return Made(out / "text", None, 0.0, (), {})
+
+
+def test_a_full_disk_is_one_line_and_the_folder_stays_usable(small_disk: Path) -> None:
+    run = small_disk / "run"
+    line(run)
+    before = snapshot(run)
+    with pytest.raises(UserError) as caught, opened(run) as (work, _):
+        work.stage("20-demp", fill, inputs={}, code=1, versions={})
+    told = str(caught.value)
+    assert told.startswith(f"{run}: no space left on the disk (4.0 MiB free); stage 20-demp needs at least ")
+    assert float(told.split("at least ")[1].split(" MiB")[0]) > 4.0
+    assert snapshot(run) == before
+    assert ran(line(run)[0]) == [False] * 3
+
+
+def test_a_stage_that_cannot_fit_is_refused_before_it_starts(small_disk: Path) -> None:
+    started: list[Path] = []
+    with (
+        pytest.raises(UserError, match=r"stage 10-dense needs at least 9\.6 MiB"),
+        opened(small_disk / "run") as (work, _),
+    ):
+        work.stage("10-dense", started.append, inputs={}, code=1, versions={}, needs_bytes=lambda: 10_000_000)
+    assert started == []
+    assert ran(line(small_disk / "run")[0]) == [True] * 3
+
+
+def test_a_disk_too_full_for_the_run_folder_itself(small_disk: Path) -> None:
+    with contextlib.suppress(OSError):
+        (small_disk / "ballast").write_bytes(bytes(5 << 20))
+    with pytest.raises(UserError, match=r"no space left on the disk \(0\.0 MiB free\)"):
+        line(small_disk / "a" / "run")
+    (small_disk / "ballast").unlink()
+    assert ran(line(small_disk / "a" / "run")[0]) == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (ValueError("disk"), False),
+    ],
+)
+def test_a_full_disk_is_known_by_number_or_words_also_as_a_cause(error: Exception, full: bool) -> None:
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = error
+    assert files.is_disk_full(error) is full
+    assert files.is_disk_full(wrapped) is full
+
+
+def test_a_result_that_is_no_json_is_a_bug_not_a_record(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"), opened(tmp_path) as (work, _):
+        work.stage("10-dense", lambda out: Made(out, None, float("nan"), (), {}), inputs={}, code=1, versions={})
+    with pytest.raises(AssertionError), opened(tmp_path) as (work, _):
+        work.stage("10-dense", lambda out: {"not": "a dataclass"}, inputs={}, code=1, versions={})
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+def test_sizes_are_rounded_up() -> None:
+    assert [files.mib(n) for n in (0, 1, 2**20, 2**20 + 1, 3_250_585, 5 * 2**30)] == [
+        "0.0 MiB",
+        "0.1 MiB",
+        "1.0 MiB",
+        "1.1 MiB",
+        "3.1 MiB",
+        "5,120.0 MiB",
+    ]
+    assert list(workspace.STAGES) == sorted(workspace.STAGES)
