@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from export.files import replacing
 from pipeline import config, lookup
 from runtime.errors import UserError
 
@@ -54,7 +54,10 @@ def build(section: config.Model, *, num_classes: int, input_shape: tuple[int, in
 def _maker(
     section: config.Model, num_classes: int, input_shape: tuple[int, int, int]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """A constructor and what it gets beside `section.args`; an argument the user gives is not offered."""
+    """A constructor and what it gets beside `section.args`; an argument the user gives is not offered.
+
+    A function of the user's gets num_classes and input_shape where it takes them.
+    """
     kind, _, name = section.name.partition(":")
     offers: dict[str, Any] = {"num_classes": num_classes}
     match kind:
@@ -76,7 +79,10 @@ def _maker(
             if not lookup.MODULE_FUNCTION.fullmatch(section.name):
                 raise _unknown(section.name, [*OWN, "torchvision:resnet18", "timm:resnet18", "package.module:function"])
             make = lookup.function_named(section.name, "model.name")
-            offers = {key: value for key, value in offers.items() if _accepts(make, key)}
+            named = inspect.signature(make).parameters
+            catches_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values())
+            offers = offers if catches_all or "num_classes" in named else {}
+            offers |= {"input_shape": input_shape} if "input_shape" in named else {}
     return make, {key: value for key, value in offers.items() if key not in section.args}
 
 
@@ -98,11 +104,6 @@ def _unknown(spec: str, known: list[str]) -> UserError:
     return UserError(f'model.name is "{spec}"', "a network that exists", f"perhaps {lookup.nearest(spec, known)}")
 
 
-def _accepts(function: Callable[..., Any], key: str) -> bool:
-    parameters = inspect.signature(function).parameters.values()
-    return any(p.name == key or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-
-
 def _probe(model: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> None:
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -110,8 +111,9 @@ def _probe(model: nn.Module, name: str, num_classes: int, input_shape: tuple[int
         with torch.no_grad():
             logits = model(torch.zeros(2, *input_shape))
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{name} cannot run on images {input_shape} (C, H, W) ({str(error).splitlines()[0] if str(error) else error!r})",
+            f"{name} cannot run on images {input_shape} (C, H, W) ({reason})",
             "a network for these images",
             "set data.image_size, or choose another network",
         ) from error
@@ -132,12 +134,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     groups = _tied(model)
     state = model.state_dict()
     tensors = {names[0]: state[names[0]].detach().cpu().contiguous() for names in groups}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -86,22 +86,21 @@ def dataset(raw: Raw, image_size: int | None, fingerprint: str) -> Dataset:
 
 def moments(parts: list[Tensor], scale: float, origin: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixel / scale over all parts (N, C, H, W), in float64."""
-    total = squares = torch.zeros(parts[0].shape[1], dtype=torch.float64)
-    count = 0
-    for part in parts:
-        for chunk in torch.split(part, CHUNK):
-            values = chunk.to(torch.float64).div_(scale).transpose(0, 1).flatten(1)
-            total = total + values.sum(1)
-            squares = squares + values.square().sum(1)
-            count += values.shape[1]
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    chunks = [chunk for part in parts for chunk in torch.split(part, CHUNK)]
+    count = sum(chunk[:, 0].numel() for chunk in chunks)
+    mean = torch.stack([_per_channel(chunk, scale).sum(1) for chunk in chunks]).sum(0) / count
+    offsets = torch.stack([(_per_channel(chunk, scale) - mean[:, None]).square().sum(1) for chunk in chunks])
+    std = (offsets.sum(0) / count).sqrt()
     for channel, value in enumerate(std.tolist()):
         if value <= FLAT * max(1.0, abs(float(mean[channel]))):
             raise UserError(
                 f"channel {channel} of {origin} has the same value in every pixel", "channels that vary", "leave it out"
             )
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _per_channel(x: Tensor, scale: float) -> Tensor:
+    return x.to(torch.float64).div_(scale).transpose(0, 1).flatten(1)
 
 
 def _images(x: NDArray[Any], item: str) -> Tensor:

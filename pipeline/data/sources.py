@@ -54,7 +54,8 @@ def npz(path: Path) -> Raw:
     found = {}
     key = ""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise UserError(
                     f"{path} holds one array", f"an npz file with {', '.join(KEYS)}", "write it by np.savez"

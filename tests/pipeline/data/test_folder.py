@@ -1,0 +1,121 @@
+"""Folders of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import config
+from pipeline.data import fingerprint, load
+from runtime.errors import UserError
+from tests.pipeline.data.sets import whole
+
+
+def write_images(folder: Path, size: tuple[int, int] = (12, 10)) -> None:
+    """train: 3 + 2 images, val: 1 + 1; the blue channel holds the class, red and green vary."""
+    rng = np.random.RandomState(3)
+    for part, counts in (("train", {"ant": 3, "bee": 2}), ("val", {"ant": 1, "bee": 1})):
+        for label, (name, count) in enumerate(counts.items()):
+            (folder / part / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.randint(0, 255, (*size, 3)).astype(np.uint8)
+                pixels[..., 2] = 100 * label
+                Image.fromarray(pixels).save(folder / part / name / f"{k}.png")
+
+
+def test_an_image_folder_takes_the_size_of_its_first_image(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    data = load(config.Data(source=f"imagefolder:{tmp_path}"))
+    assert (data.names, data.input_shape, data.scale) == (("ant", "bee"), (3, 12, 10), 255.0)
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1]
+    x, y = whole(data)
+    assert x.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert data.mean[2] == pytest.approx(2 * 100 / 255 / 5)
+    assert torch.equal(y, data.train.labels)
+    first = np.asarray(Image.open(tmp_path / "train" / "ant" / "0.png"))
+    assert x[0, 0, 3, 2].item() == pytest.approx((first[3, 2, 0] / 255 - data.mean[0]) / data.std[0], abs=1e-5)
+
+
+def test_an_image_folder_is_resized_shuffled_and_augmented_by_seed(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    data = load(config.Data(source=f"imagefolder:{tmp_path}", image_size=8))
+    assert data.input_shape == (3, 8, 8)
+    one, two, other = (
+        [x for x, _ in data.train.batches(2, seed=4, epoch=epoch, augment="crop_flip")] for epoch in (0, 0, 1)
+    )
+    assert [len(x) for x in one] == [2, 2]
+    assert torch.equal(torch.cat(one), torch.cat(two))
+    assert not torch.equal(torch.cat(one), torch.cat(other))
+
+
+def test_a_grey_image_becomes_three_channels_and_files_that_are_no_images_are_ignored(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    Image.fromarray(np.full((12, 10), 7, np.uint8)).save(tmp_path / "train" / "ant" / "grey.png")
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("x")
+    (tmp_path / "train" / ".cache").mkdir()
+    data = load(config.Data(source=f"imagefolder:{tmp_path}"))
+    assert len(data.train) == 6
+    assert whole(data)[0].shape == (6, 3, 12, 10)
+
+
+def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    for broken, name in ((b"not an image", "val/bee/0.png"), (None, "train/bee/1.png")):
+        path = tmp_path / name
+        sound = path.read_bytes()
+        path.write_bytes(sound[: len(sound) // 2] if broken is None else broken)
+        with pytest.raises(UserError, match=f"{name} cannot be decoded"):
+            for split in ("train", "test"):
+                whole(load(config.Data(source=f"imagefolder:{tmp_path}")), split)
+        path.write_bytes(sound)
+    assert len(whole(load(config.Data(source=f"imagefolder:{tmp_path}")), "test")[0]) == 2
+
+
+def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    Image.new("RGB", (5, 12)).save(tmp_path / "val" / "ant" / "0.png")
+    data = load(config.Data(source=f"imagefolder:{tmp_path}"))
+    with pytest.raises(UserError, match=r"val/ant/0.png is 12x5 pixels; 12x10 like the first image; set data.image_s"):
+        whole(data, "test")
+    assert len(whole(data)[0]) == 5
+
+
+def remove(path: Path) -> None:
+    for one in path.iterdir():
+        one.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: remove(d / "train" / "ant"), r"train/ant holds no image"),
+        (lambda d: remove(d / "val" / "bee"), r"val/bee holds no image"),
+        (lambda d: (d / "val" / "cow").mkdir(), r"val/cow is no class of train/; one of ant, bee"),
+        (lambda d: (d / "val").rename(d / "test"), r"there is no folder .*val"),
+        (lambda d: (d / "train" / "bee").rename(d / "bee"), r"train holds 1 class folders; at least two"),
+    ],
+)
+def test_a_fault_in_the_folders_is_named(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
+    write_images(tmp_path)
+    assert len(load(config.Data(source=f"imagefolder:{tmp_path}")).test) == 2
+    change(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load(config.Data(source=f"imagefolder:{tmp_path}"))
+
+
+def test_fingerprint_of_a_folder_follows_names_sizes_and_times(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    section = config.Data(source=f"imagefolder:{tmp_path}")
+    first = fingerprint(section)
+    assert first == fingerprint(section) == load(section).fingerprint
+    path = tmp_path / "val" / "ant" / "0.png"
+    os.utime(path, ns=(1, 1))
+    second = fingerprint(section)
+    path.rename(path.with_name("1.png"))
+    assert len({first, second, fingerprint(section)}) == 3

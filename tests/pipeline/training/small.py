@@ -1,0 +1,61 @@
+"""A small network whose dead channels are known, and its census interface written out by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SmallNet(nn.Module):
+    """(N, 1, H, W) -> (N, 2): two conv + batch norm + ReLU layers of 4 and 3 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = nn.Conv2d(1, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU()
+        self.conv2, self.bn2, self.relu2 = nn.Conv2d(4, 3, 3, 1, 1), nn.BatchNorm2d(3), nn.ReLU()
+        self.linear = nn.Linear(3, 2)
+
+    def activations(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.relu1(self.bn1(self.conv1(x)))
+        return first, self.relu2(self.bn2(self.conv2(first)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.activations(x)[1].mean((2, 3)))
+        return y
+
+
+class SmallUnits:
+    """What `pipeline.surgery.anatomy` must say of a SmallNet, worked out by hand."""
+
+    def __init__(self, model: SmallNet) -> None:
+        self.model = model
+        self.watch = {"relu1": 4, "relu2": 3}
+        self.axis = {"relu1": 1, "relu2": 1}
+        self.channels = 7
+        self.largest_batch = 0
+
+    def observe(self, model_inputs: tuple[Tensor, ...], /) -> dict[str, Tensor]:
+        training = self.model.training
+        self.model.eval()
+        self.largest_batch = max(self.largest_batch, len(model_inputs[0]))
+        first, second = self.model.activations(model_inputs[0])
+        self.model.train(training)
+        return {"relu1": first, "relu2": second}
+
+    def dead_count(self, dead: dict[str, Tensor], /) -> int:
+        return sum(int(mask.sum()) for mask in dead.values())
+
+    def live_masks(self, dead: dict[str, Tensor], /) -> dict[str, Tensor]:
+        one, two = (~dead["relu1"]).float(), (~dead["relu2"]).float()
+        return {
+            "conv1.weight": one.view(4, 1, 1, 1),
+            "conv2.weight": two.view(3, 1, 1, 1) * one.view(1, 4, 1, 1),
+            "linear.weight": two.view(1, 3),
+            **dict.fromkeys(("conv1.bias", "bn1.weight", "bn1.bias"), one),
+            **dict.fromkeys(("conv2.bias", "bn2.weight", "bn2.bias"), two),
+        }
+
+
+def verdict(relu1: list[int], relu2: list[int]) -> dict[str, Tensor]:
+    """1 = dead."""
+    return {"relu1": torch.tensor(relu1).bool(), "relu2": torch.tensor(relu2).bool()}
