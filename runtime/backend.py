@@ -1,0 +1,221 @@
+"""One narrow interface over everything that runs a network: bind, launch, wait, fetch.
+
+Copies are apart from compute: `bind` copies the inputs to where the network runs, `launch` and `wait` run it,
+`fetch` copies the results back. So latency is the time of `launch` and `wait` and needs no special case.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[Any]"
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+Setting = str | int | bool | None
+Action = Literal["bind", "launch", "wait", "fetch", "close"]
+
+# How a file is opened. Networks in memory have no file: runtime.torch_backend.TorchSession takes the module itself.
+BACKENDS = {
+    "onnxruntime": "runtime.ort_backend:OrtSession",
+    "tensorrt": "runtime.trt_backend:open_tensorrt",
+    "tensorrt_rtx": "runtime.trt_backend:open_tensorrt_rtx",
+}
+ENGINE_SUFFIXES = (".engine", ".plan")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: `shape` has None on a dynamic axis, `dtype` is NumPy's name ("float32").
+
+    `smallest` and `largest` bound every axis where an engine's optimisation profile does, else they are None.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    smallest: tuple[int, ...] | None = None
+    largest: tuple[int, ...] | None = None
+
+
+class Session(Protocol):
+    """A network ready to run. One thread at a time: anything else raises UserError, never a wrong result.
+
+    `name` is for people (the file's or the model's name), `backend` a key of BACKENDS or "torch", `device` "cpu" or
+    "cuda".
+    `settings` records what decides speed or values (threads, providers, denormals).
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def settings(self) -> Mapping[str, Setting]: ...
+
+    def bind(self, feeds: Mapping[str, Array]) -> None:
+        """Copies the inputs in; later changes of the given arrays have no effect. Names, types and shapes must fit
+        `inputs`."""
+
+    def launch(self) -> None:
+        """Starts one run on the bound inputs; may return before it is done. Repeat as often as wanted."""
+
+    def wait(self) -> None:
+        """Returns when the launched run is done."""
+
+    def fetch(self) -> dict[str, Array]:
+        """Waits and copies the outputs of the last launch back, as arrays of their own."""
+
+    def close(self) -> None:
+        """Frees everything; a second call does nothing, any other use afterwards raises UserError."""
+
+
+class Guard:
+    """Keeps a session's calls in order (bind, launch, fetch) and in one thread: `with guard("launch"): ...`.
+
+    A call that fails takes its step back. The thread that bound the inputs owns the session until another one binds.
+    Written as a plain context manager without a generator because it runs inside the timed part (under 1 us).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._busy = threading.Lock()
+        self._owner: int | None = None
+        self._state: Literal["open", "bound", "launched", "closed"] = "open"
+
+    def __call__(self, action: Action) -> Guard:
+        if not self._busy.acquire(blocking=False):
+            raise self._two_threads()
+        problem = self._problem(action)
+        if problem is not None:
+            self._busy.release()
+            raise problem
+        if action == "bind":
+            self._owner, self._state = threading.get_ident(), "bound"
+        elif action == "launch":
+            self._state = "launched"
+        elif action == "close":
+            self._state = "closed"
+        return self
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._state in ("bound", "launched"):
+            self._state = "open" if self._state == "bound" else "bound"
+        self._busy.release()
+
+    @property
+    def closed(self) -> bool:
+        return self._state == "closed"
+
+    def _problem(self, action: Action) -> UserError | None:
+        if action == "close":
+            return None
+        if self._state == "closed":
+            return UserError(f"session {self._name} is closed", "an open session", "open it again")
+        if action == "bind":
+            return None
+        if self._state == "open":
+            return UserError(f"{action} on session {self._name} before bind", "bind, launch, fetch", "call bind first")
+        if action == "fetch" and self._state == "bound":
+            return UserError(f"fetch on session {self._name} before launch", "bind, launch, fetch", "call launch first")
+        if self._owner != threading.get_ident():
+            return self._two_threads()
+        return None
+
+    def _two_threads(self) -> UserError:
+        return UserError(
+            f"session {self._name} is used from two threads", "one thread at a time", "open one session for each thread"
+        )
+
+
+class _Opener(Protocol):
+    def __call__(self, path: Path, *, device: DeviceName, threads: int | None) -> Session: ...
+
+
+def open_session(
+    path: Path | str, backend: str | None = None, device: DeviceName = "auto", threads: int | None = None
+) -> Session:
+    """Opens an .onnx file or a TensorRT .engine/.plan; `backend` None reads it from the suffix and the engine's
+    manifest.
+
+    `threads` None uses every core this process may run on. Raises UserError for a file that is missing or does not
+    load, for an unknown backend or device, and where the library or the device is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is no file", "an .onnx, .engine or .plan file", "check the path")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"unknown device {device!r}", "auto, cpu or cuda", "choose one of them")
+    if threads is not None and threads < 1:
+        raise UserError(f"{threads} threads", "at least 1", "give a positive number, or leave it out to use every core")
+    backend = backend or _backend_of(path)
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}", f"one of {', '.join(BACKENDS)}", "choose one of them")
+    module, name = BACKENDS[backend].split(":")
+    opener = cast(_Opener, getattr(import_module(module), name))
+    return opener(path, device=device, threads=threads)
+
+
+def _backend_of(path: Path) -> str:
+    if path.suffix == ".onnx":
+        return "onnxruntime"
+    if path.suffix not in ENGINE_SUFFIXES:
+        raise UserError(
+            f"{path} ends in {path.suffix!r}",
+            f".onnx, {' or '.join(ENGINE_SUFFIXES)}",
+            f"rename it, or name the backend ({', '.join(BACKENDS)})",
+        )
+    flavour = _manifest_flavour(path)
+    if flavour is not None:
+        return flavour
+    installed = [flavour for flavour in ("tensorrt", "tensorrt_rtx") if find_spec(flavour) is not None]
+    if len(installed) == 1:
+        return installed[0]
+    found = "both tensorrt and tensorrt_rtx are" if installed else "neither tensorrt nor tensorrt_rtx is"
+    raise UserError(
+        f"{path} has no manifest {path.name}.json beside it and {found} installed",
+        "to know which of the two built the engine",
+        "name the backend, or put the manifest back" if installed else "install the library that built the engine",
+    )
+
+
+def _manifest_flavour(engine: Path) -> str | None:
+    """The flavour that the sidecar `<engine>.json` names; None where there is no sidecar."""
+    sidecar = engine.with_name(engine.name + ".json")
+    if not sidecar.is_file():
+        return None
+    try:
+        manifest = json.loads(sidecar.read_bytes())
+        flavour = manifest["flavour"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{sidecar} names no flavour ({error})", "an engine manifest", "build the engine again"
+        ) from error
+    if flavour not in ("tensorrt", "tensorrt_rtx"):
+        raise UserError(
+            f"{sidecar} names the flavour {flavour!r}", "tensorrt or tensorrt_rtx", "build the engine again"
+        )
+    return cast(str, flavour)

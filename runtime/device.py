@@ -1,0 +1,132 @@
+"""What this machine is, and how busy it is, so that figures are compared only where they can be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "demport", "numpy", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
+    "onnxsim", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "safetensors",
+)  # fmt: skip
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity where the system has one, else all of them."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@cache
+def cpu_model() -> str:
+    """The processor's name with family, model and stepping, as cloud machines often give no more than a brand."""
+    info = Path("/proc/cpuinfo")
+    fields: dict[str, str] = {}
+    if info.is_file():
+        first = info.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
+
+
+@cache
+def gpus() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs, from nvidia-smi, or from torch where it is loaded already; () where there are none."""
+    rows = _nvidia_smi("name")
+    if rows:
+        return tuple(row[0] for row in rows)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return ()
+
+
+def _nvidia_smi(*fields: str) -> list[list[str]]:
+    """One row per GPU of nvidia-smi's query; [] where it is not installed or reaches no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+
+
+def identity() -> dict[str, Any]:
+    """What the fingerprint is made of: the kind of machine. Neither its name, nor memory (it varies by some MiB between
+    equal machines), nor versions, which change without the machine changing."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "gpus": list(gpus()),
+    }
+
+
+def fingerprint() -> str:
+    """16 hexadecimal digits of the SHA-256 of `identity()`: equal on machines whose absolute figures may be
+    compared."""
+    return hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that are installed, from their metadata: nothing is imported."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """fingerprint, machine, system, cpu, cores, gpus, memory_gib, os, kernel, python, versions: what every figure is
+    read with."""
+    import psutil
+
+    return {
+        "fingerprint": fingerprint(),
+        **identity(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.platform())
+    except OSError:
+        return platform.platform()
+
+
+def conditions() -> dict[str, Any]:
+    """How busy the machine is now: load_1m, governor, cpu_mhz, and per GPU clock (MHz), temperature (C), power (W);
+    null where the system does not say."""
+    import psutil
+
+    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    rows = _nvidia_smi("clocks.sm", "temperature.gpu", "power.draw") if gpus() else []
+    return {
+        "load_1m": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "governor": _GOVERNOR.read_text(encoding="utf-8").strip() if _GOVERNOR.is_file() else None,
+        "cpu_mhz": round(frequency.current) if frequency and frequency.current else None,
+        "gpus": [{"sm_mhz": row[0], "temperature_c": row[1], "power_w": row[2]} for row in rows],
+    }

@@ -1,0 +1,141 @@
+"""Sessions of ONNX Runtime: the CPU provider, and the CUDA provider where the installed build has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime.backend import Array, DeviceName, Guard, Setting, TensorSpec
+from runtime.denormals import Denormals
+from runtime.device import usable_cores
+from runtime.errors import UserError
+from runtime.feeds import check_feeds
+
+_NUMPY_NAMES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
+}  # fmt: skip
+_ERROR = 3  # ONNX Runtime's severity: its warnings on standard error would break our output
+
+
+class OrtSession:
+    """An .onnx file, run with a fixed number of threads inside operators, one operator after another.
+
+    Denormals are flushed to zero in the worker threads and, while it runs, in the calling thread. Worker threads spin
+    during a run only (`session.force_spinning_stop`): spinning on between runs they would take the cores of the
+    session timed next.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(self, path: Path, *, device: DeviceName = "auto", threads: int | None = None) -> None:
+        self.name = path.name
+        threads = threads or usable_cores()
+        with Denormals(flush=False):  # opening the first session changes the calling thread for good
+            self._session = _inference_session(path, device, threads)
+        self.device = "cuda" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
+        if device == "cuda" and self.device != "cuda":
+            raise UserError(
+                f"ONNX Runtime could not start its CUDA provider for {path}",
+                "a working GPU and driver",
+                "use device cpu",
+            )
+        self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
+        self.outputs = tuple(_spec(argument) for argument in self._session.get_outputs())
+        self._flushed = Denormals(flush=True)
+        self.settings: dict[str, Setting] = {
+            "threads": threads,
+            "provider": self._session.get_providers()[0],
+            "denormals": "flushed to zero" if self._flushed.available else "flushed to zero in worker threads only",
+            "spinning": "within a run",
+            "execution": "sequential",
+        }
+        self._guard = Guard(self.name)
+        self._binding: ort.IOBinding | None = None
+
+    def bind(self, feeds: Mapping[str, Array]) -> None:
+        """See Session. The copies live on the session's device; outputs are allocated there by each run."""
+        with self._guard("bind"):
+            binding = self._session.io_binding()
+            for name, array in check_feeds(self.name, self.inputs, feeds).items():
+                # On the CPU an OrtValue shares the array's memory, so it gets one of its own.
+                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array.copy(), self.device, 0))
+            for spec in self.outputs:
+                binding.bind_output(spec.name, self.device)
+            self._binding = binding
+
+    def launch(self) -> None:
+        """See Session. Returns when the run is done: ONNX Runtime synchronises its stream at the end of a run."""
+        with self._guard("launch"), self._flushed:
+            assert self._binding is not None
+            try:
+                self._session.run_with_iobinding(self._binding)
+            except Exception as error:  # its exception types share no base but Exception
+                raise UserError(
+                    f"ONNX Runtime failed on {self.name}: {_first_line(error)}",
+                    "a graph that runs",
+                    "export the graph again",
+                ) from error
+
+    def wait(self) -> None:
+        """See Session."""
+        with self._guard("wait"):
+            assert self._binding is not None
+            self._binding.synchronize_outputs()
+
+    def fetch(self) -> dict[str, Array]:
+        """See Session."""
+        with self._guard("fetch"):
+            assert self._binding is not None
+            values = self._binding.get_outputs()
+            return {spec.name: np.array(value.numpy()) for spec, value in zip(self.outputs, values, strict=True)}
+
+    def close(self) -> None:
+        """See Session."""
+        with self._guard("close"):
+            self._binding = None
+            self.__dict__.pop("_session", None)
+
+
+def _inference_session(path: Path, device: DeviceName, threads: int) -> ort.InferenceSession:
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise UserError(
+            "the installed ONNX Runtime has no CUDA provider",
+            "onnxruntime-gpu",
+            "install onnxruntime-gpu, or use device cpu",
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERROR
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    providers = ["CPUExecutionProvider"]
+    if has_cuda and device != "cpu":
+        providers.insert(0, "CUDAExecutionProvider")
+    try:
+        return ort.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # its exception types share no base but Exception
+        raise UserError(
+            f"ONNX Runtime cannot load {path}: {_first_line(error)}", "a valid .onnx file", "export the network again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".; ")
+
+
+def _spec(argument: ort.NodeArg) -> TensorSpec:
+    if argument.type not in _NUMPY_NAMES:
+        raise UserError(
+            f"{argument.name} is a {argument.type}",
+            f"one of {', '.join(_NUMPY_NAMES)}",
+            "export the network with one of these types",
+        )
+    shape = tuple(size if isinstance(size, int) else None for size in argument.shape)
+    return TensorSpec(argument.name, shape, _NUMPY_NAMES[argument.type])

@@ -1,0 +1,82 @@
+"""The fingerprint and the environment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from runtime import device
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    device.gpus.cache_clear()
+
+
+def test_the_environment_says_what_a_figure_needs() -> None:
+    environment = device.environment()
+    assert set(environment) == {
+        "fingerprint", "machine", "system", "cpu", "cores", "gpus", "memory_gib", "os", "kernel", "python", "versions",
+    }  # fmt: skip
+    assert environment["cores"] >= 1
+    assert environment["memory_gib"] > 0.1
+    assert environment["versions"]["onnxruntime"].count(".") == 2
+    assert json.loads(json.dumps(environment, allow_nan=False)) == environment
+
+
+def test_the_fingerprint_changes_with_the_machine_and_not_with_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = device.fingerprint()
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+    monkeypatch.setattr(device, "versions", lambda: {"torch": "9"})
+    assert device.fingerprint() == first
+    for name, other in (("cpu_model", "Other CPU"), ("usable_cores", 99), ("gpus", ("Other GPU",))):
+        with monkeypatch.context() as patch:
+            patch.setattr(device, name, lambda other=other: other)
+            assert device.fingerprint() != first
+
+
+def test_gpus_come_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def answer(command: list[str], **options: Any) -> Any:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="NVIDIA L4\nNVIDIA L4\n")
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(subprocess, "run", answer)
+    assert device.gpus() == ("NVIDIA L4", "NVIDIA L4")
+    assert calls == [["/usr/bin/nvidia-smi", "--query-gpu=name", "--format=csv,noheader,nounits"]]
+
+
+def test_a_driver_that_does_not_answer_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str], **options: Any) -> Any:
+        raise subprocess.CalledProcessError(9, command)
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert device.gpus() == ()
+    assert device.conditions()["gpus"] == []
+
+
+def test_conditions_are_numbers_or_null() -> None:
+    conditions = device.conditions()
+    assert set(conditions) == {"load_1m", "governor", "cpu_mhz", "gpus"}
+    assert conditions["load_1m"] is None or conditions["load_1m"] >= 0
+    assert json.dumps(conditions, allow_nan=False)
+
+
+def test_no_library_is_imported_for_its_version() -> None:
+    code = (
+        "import sys; from runtime.device import environment; v = environment()['versions'];"
+        "print('torch' in v, [m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"
+    assert done.stderr == ""

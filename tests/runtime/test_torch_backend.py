@@ -1,0 +1,68 @@
+"""What is particular to torch sessions: the module stays untouched, threads are put back, outputs are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import UserError
+from runtime.torch_backend import TorchSession, image_inputs
+from tests.runtime.nets import SHAPE, Net, images
+
+
+class Norm(nn.Module):
+    """Its mean would move, and its values differ, in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        result: Tensor = self.norm(batch)
+        return result, result.mean((1, 2, 3))
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module = Norm().train()
+    session = TorchSession(module, image_inputs(SHAPE), ("maps", "means"), device="cpu", threads=1)
+    session.bind({"input": images(4)})
+    session.launch()
+    results = session.fetch()
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert module.norm.num_batches_tracked is not None
+    assert int(module.norm.num_batches_tracked) == 0
+    assert (
+        abs(results["maps"] - images(4) / (1 + 1e-5) ** 0.5).max() < 1e-6
+    )  # mean 0, variance 1: train mode would differ
+    assert [(spec.name, spec.shape) for spec in session.outputs] == [("maps", (None, *SHAPE)), ("means", (None,))]
+
+
+def test_threads_are_those_asked_for_and_put_back() -> None:
+    seen = []
+
+    class Spy(Net):
+        def forward(self, batch: Tensor) -> Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(batch)
+
+    before = torch.get_num_threads()
+    other = 1 if before != 1 else 2
+    session = TorchSession(Spy(), image_inputs(SHAPE), device="cpu", threads=other)
+    session.bind({"input": images(1)})
+    session.launch()
+    assert seen == [other, other]
+    assert torch.get_num_threads() == before
+
+
+def test_outputs_that_do_not_fit_their_names() -> None:
+    with pytest.raises(UserError, match="torch returns 2 tensors; 1"):
+        TorchSession(Norm(), image_inputs(SHAPE), device="cpu", threads=1)
+
+    class Text(nn.Module):
+        def forward(self, batch: Tensor) -> str:
+            return "seven"
+
+    with pytest.raises(UserError, match="the network returns str"):
+        TorchSession(Text(), image_inputs(SHAPE), device="cpu", threads=1)

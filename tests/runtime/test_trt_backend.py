@@ -1,0 +1,166 @@
+"""The engine session: on stand-ins for the libraries, and (marked gpu) on a real GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import cuda, trt_backend
+from runtime.backend import open_session
+from runtime.errors import UserError
+from runtime.trt_backend import TrtSession
+from tests.runtime import standins
+from tests.runtime.nets import expected, images
+from tests.runtime.test_conformance import tensorrt_session
+
+
+@pytest.fixture
+def standing_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    cuda.cuda_device.cache_clear()
+    monkeypatch.setattr(cuda, "_driver", lambda: standins.DRIVER)
+    monkeypatch.setattr(trt_backend, "_library", lambda flavour: standins.TENSORRT)
+    yield
+    cuda.cuda_device.cache_clear()
+    assert standins.Context.depth == 0
+
+
+def engine(folder: Path, plan: bytes = b"plan") -> Path:
+    path = folder / "net.engine"
+    path.write_bytes(plan)
+    return path
+
+
+def infer(session: Any, batch: Any) -> Any:
+    session.bind({"input": batch})
+    session.launch()
+    session.wait()
+    return session.fetch()["logits"]
+
+
+def test_values_at_growing_and_shrinking_batches(standing_in: None, tmp_path: Path) -> None:
+    session = TrtSession(engine(tmp_path), "tensorrt")
+    kept = []
+    for count in (2, 8, 1, 5):
+        batch = images(count, seed=count)
+        kept.append((batch, infer(session, batch)))
+    for batch, logits in kept:
+        np.testing.assert_allclose(logits, expected(batch), rtol=0, atol=1e-6)
+    assert session.settings["gpu"] == "stand-in GPU"
+    session.close()
+    assert standins.Allocation.live == 0
+
+
+def test_specs_come_from_the_engine_and_its_profile(standing_in: None, tmp_path: Path) -> None:
+    session = TrtSession(engine(tmp_path), "tensorrt_rtx")
+    assert session.backend == "tensorrt_rtx"
+    (spec,) = session.inputs
+    assert (spec.shape, spec.dtype, spec.smallest, spec.largest) == (
+        (None, 2, 3, 3), "float32", (1, 2, 3, 3), (8, 2, 3, 3),
+    )  # fmt: skip
+    assert [(output.name, output.shape) for output in session.outputs] == [("logits", (None, 4))]
+    session.close()
+
+
+def test_a_batch_outside_the_profile(standing_in: None, tmp_path: Path) -> None:
+    session = TrtSession(engine(tmp_path), "tensorrt")
+    with pytest.raises(UserError) as caught:
+        session.bind({"input": images(9)})
+    assert "fed the shape (9, 2, 3, 3)" in caught.value.found
+    assert "from (1, 2, 3, 3) to (8, 2, 3, 3)" in caught.value.expected
+    session.close()
+
+
+def test_an_engine_that_does_not_load_gives_the_librarys_first_error(standing_in: None, tmp_path: Path) -> None:
+    path = engine(tmp_path, b"garbage")
+    with pytest.raises(UserError) as caught:
+        TrtSession(path, "tensorrt")
+    assert caught.value.found == (
+        f"{path} was not accepted by the runtime: The serialized engine is not compatible with this device"
+    )
+    assert "stand-in GPU" in caught.value.expected
+
+
+def test_a_type_numpy_lacks(standing_in: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tensor input of the engine is BF16") as caught:
+        TrtSession(engine(tmp_path, b"plan BF16"), "tensorrt")
+    assert "float32" in caught.value.expected or "FLOAT" in caught.value.expected
+
+
+def test_close_twice_and_use_afterwards(standing_in: None, tmp_path: Path) -> None:
+    session = TrtSession(engine(tmp_path), "tensorrt")
+    infer(session, images(1))
+    session.close()
+    session.close()
+    with pytest.raises(UserError, match="is closed"):
+        session.launch()
+    assert standins.Allocation.live == 0
+
+
+@pytest.mark.parametrize("kind", standins.CLASSES_STOOD_IN_FOR)
+def test_the_stand_ins_use_names_of_the_real_library(kind: type) -> None:
+    trt: Any = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    used = {name for name in vars(kind) if not name.startswith("_")}
+    assert used
+    assert used <= set(dir(getattr(trt, kind.__name__)))
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = engine(tmp_path)
+    with pytest.raises(UserError, match="engines run on NVIDIA GPUs only"):
+        open_session(path, "tensorrt_rtx", device="cpu")
+    monkeypatch.setattr(trt_backend, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match="tensorrt is not installed; tensorrt, which built the engine; install tensorrt"
+    ):
+        open_session(path, "tensorrt")
+    monkeypatch.setattr(cuda, "find_spec", lambda name: None)
+    monkeypatch.setattr(cuda, "gpus", lambda: ())
+    with pytest.raises(UserError, match="pycuda is not installed and no NVIDIA GPU is visible"):
+        cuda.CudaDevice()
+    monkeypatch.setattr(cuda, "gpus", lambda: ("some GPU",))
+    with pytest.raises(UserError, match="pycuda is not installed; an NVIDIA GPU, and pycuda"):
+        cuda.CudaDevice()
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_driver", lambda: standins.DRIVER)
+    with pytest.raises(UserError) as caught:
+        cuda.CudaDevice(3)
+    assert caught.value.found == "1 NVIDIA GPUs are visible"
+    assert caught.value.expected == "GPU 3"
+
+
+def test_nothing_heavy_is_imported_with_the_modules() -> None:
+    import subprocess
+
+    code = (
+        "import sys, runtime.trt_backend, runtime.cuda;"
+        "print([m for m in ('tensorrt','tensorrt_rtx','pycuda','torch','onnxruntime','onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
+def test_on_a_gpu_beside_torch_with_batches_in_and_outside_the_profile(flavour: str, tmp_path: Path) -> None:
+    import torch
+
+    before = torch.ones(4, device="cuda")
+    try:
+        session = tensorrt_session(tmp_path, flavour)
+    except UserError as error:
+        pytest.skip(str(error))
+    for count in (1, 8, 3):
+        batch = images(count, seed=count)
+        np.testing.assert_allclose(infer(session, batch), expected(batch), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="optimisation profile"):
+        session.bind({"input": images(9)})
+    session.close()
+    assert float((before + 1).sum()) == 8.0
