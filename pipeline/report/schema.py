@@ -1,16 +1,16 @@
-"""report.json, schema 1: what a finished or unfinished run measured, with `null` and a reason for what it did not.
+"""report.json, schema 1: what a run measured; a figure that was not measured is `null` beside its reason.
 
-A figure that is `null` has its dotted path in `not_measured`, where the reason stands; a number is always finite.
-Accuracies and agreements are fractions in [0, 1], latencies milliseconds for one batch, sizes bytes.
+Accuracies and agreements are fractions in [0, 1], latencies milliseconds for a batch, sizes bytes; numbers are finite.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Status = Literal["pass", "fail", "inconclusive"]
+Interval = tuple[float, float]
 
 
 class Part(BaseModel):
@@ -19,18 +19,46 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
-class ModelFigures(Part):
+class Reasoned(Part):
+    """A part whose null figures each have an entry in `reasons`."""
+
+    reasons: dict[str, str] = Field(default_factory=dict, description="Name of a null figure -> why it is null.")
+
+    @model_validator(mode="after")
+    def every_null_has_its_reason(self) -> Reasoned:
+        for name, value in self:
+            flat = value.items() if isinstance(value, dict) and name != "reasons" else ()
+            for key in [name] if value is None else [f"{name}.{inner}" for inner, item in flat if item is None]:
+                assert key in self.reasons, f"{type(self).__name__}.{key} is null without a reason"
+        return self
+
+
+class ModelFigures(Reasoned):
     params: int | None
     macs: int | None = Field(description="Multiply-accumulates for one image.")
     channels: int | None
-    bytes: int | None = Field(description="Size of the exported fp32 ONNX file.")
-    accuracy: dict[str, float | None] = Field(description="Top-1 on the test split, by hop: torch, onnx, simplified, ...")
-    accuracy_ci95: dict[str, tuple[float, float]] = Field(default_factory=dict, description="Wilson interval, by hop.")
+    bytes: int | None = Field(description="Size of the simplified fp32 ONNX file, which is what is deployed.")
+    files: dict[str, int] = Field(description="Size of each exported file: onnx, simplified, fp16, <engine>.")
+    accuracy: dict[str, float | None] = Field(
+        description="Top-1 on the test split, by hop: torch, onnx, simplified, ..."
+    )
 
 
 class Models(Part):
     dense: ModelFigures
     compact: ModelFigures
+
+
+class AccuracyDifference(Part):
+    """Compact minus dense on the same images, in percentage points, with its 95 % interval."""
+
+    n: int
+    only_first: int = Field(description="Images that only dense classifies rightly.")
+    only_second: int = Field(description="Images that only compact classifies rightly.")
+    difference_pp: float
+    ci95_pp: Interval
+    p_value: float
+    method: str
 
 
 class Layer(Part):
@@ -42,57 +70,64 @@ class Layer(Part):
     after: int
 
 
-class Frozen(Part):
-    name: str
-    reason: str
-
-
-class Surgery(Part):
+class Surgery(Reasoned):
     channels_before: int | None
     channels_dead: int | None
     channels_after: int | None
-    max_abs_diff: float | None = Field(description="Largest fp32 difference of compact from dense with removed held at 0.")
-    evidence: dict[str, int] | None = Field(description="Channels by kind of evidence, e.g. proved or measured dead.")
-    law: dict[str, Any] | None = Field(description="What the certificate says of the float64 law.")
+    max_abs_diff: float | None = Field(
+        description="Largest fp32 difference of compact from dense with removed held at 0."
+    )
+    evidence: dict[str, Any] | None = Field(description="What the deaths rest on.")
+    law: dict[str, Any] | None = Field(description="The float64 law: compact(x) == dense(x).")
     layers: list[Layer]
-    frozen: list[Frozen]
+    frozen: dict[str, str] = Field(description="Channels that could not be cut, by name -> why.")
 
 
 class Timing(Part):
-    p50_ms: float | None
-    p95_ms: float | None
-    best_ms: float | None
-    n: int | None
+    name: str
+    p50_ms: float
+    p95_ms: float
+    mean_ms: float
+    best_ms: float
+    n: int
 
 
 class Speedup(Part):
-    ratio: float | None
-    ci95: tuple[float, float] | None
-    verdict: str
+    ratio: float = Field(description="Dense p50 / compact p50.")
+    ci95: Interval
+    verdict: Literal["faster", "not distinguishable", "slower"]
 
 
 class Latency(Part):
-    dense: Timing
-    compact: Timing
-    speedup: Speedup
+    dense: Timing | None
+    compact: Timing | None
+    speedup: Speedup | None
+    settings: Any = None
+    protocol: Any = None
+    reason: str | None
 
 
 class EngineFile(Part):
-    path: str
+    model: Literal["dense", "compact"]
     flavour: str
     precision: str
     target: str
+    path: str
     sha256: str
+    bytes: int
     measured_on: str | None
+    reason: str | None
 
 
 class Hop(Part):
-    model: str | None
+    model: Literal["dense", "compact"]
     source: str = Field(alias="from")
     target: str = Field(alias="to")
     max_abs: float | None
+    max_rel: float | None
     top1_agreement: float | None
     accuracy_delta: float | None
+    reason: str | None
 
 
 class Gate(Part):
@@ -121,13 +156,12 @@ class Stage(Part):
 class Report(Part):
     schema_: Literal[1] = Field(1, alias="schema")
     name: str
-    command: str | None
     environment: dict[str, Any]
     models: Models
+    accuracy_difference: AccuracyDifference | None
     surgery: Surgery
     latency: dict[str, dict[str, dict[str, Latency]]] = Field(description="backend -> precision -> b<batch>.")
     engines: list[EngineFile]
     hops: list[Hop]
     verdict: Verdict
     stages: list[Stage]
-    not_measured: dict[str, str] = Field(description="Dotted path of each null figure -> why it is null.")

@@ -1,0 +1,136 @@
+"""Reads what the stages of a run left on disk into one Report; a stage that did not run leaves nulls and the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from pipeline.config_file import load_config
+from pipeline.workspace import CONFIG, STAGES
+from runtime.errors import UserError
+
+from .schema import Report
+from .view import Epoch, Source
+
+Json = Mapping[str, Any]
+DENSE, DEMP, SURGERY, CHECK = "10-dense", "20-demp", "30-surgery", "70-check"
+
+
+def collect(run: Path) -> Source:
+    """Everything the report shows of the run folder `run`; UserError where it holds no stage or a file is damaged."""
+    records = {name: _read_json(run / name / "stage.json") for name in STAGES if (run / name).is_dir()}
+    if not records:
+        raise UserError(f"{run}: no finished stage", "expected a run folder", "run `demport run` first")
+    check = _read_json(run / CHECK / "check.json") if CHECK in records else None
+    certificate = _read_json(run / SURGERY / "certificate.json") if SURGERY in records else None
+    surgery = _surgery(certificate, records.get(SURGERY))
+    config = load_config(run / CONFIG) if (run / CONFIG).exists() else None
+    document = {
+        "name": config.name if config else run.resolve().name,
+        "environment": check["environment"] if check else _environment(records),
+        "models": _models(check, surgery),
+        "accuracy_difference": check["accuracy_difference"] if check else None,
+        "surgery": surgery,
+        "latency": _without_samples(check["latency"]) if check else {},
+        "engines": check["engines"] if check else [],
+        "hops": check["hops"] if check else [],
+        "verdict": check["verdict"] if check else {"status": "inconclusive", "gates": []},
+        "stages": [_stage(name, records.get(name)) for name in STAGES],
+    }
+    try:
+        report = Report.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        _damaged(run, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    gates = config.check if config else None
+    return Source(report, _history(run / DENSE), _history(run / DEMP), gates.gate_batch if gates else None)
+
+
+def _models(check: Json | None, surgery: Json) -> dict[str, Json]:
+    channels = {"dense": surgery["channels_before"], "compact": surgery["channels_after"]}
+    if check is None:
+        reason = f"stage {CHECK} was not run"
+        figures: dict[str, Any] = {"params": None, "macs": None, "bytes": None, "files": {}, "accuracy": {}}
+        reasons = dict.fromkeys(("params", "macs", "bytes"), reason)
+    out: dict[str, Json] = {}
+    for name, count in channels.items():
+        if check is not None:
+            figures = dict(check["models"][name])
+            reasons = {f"accuracy.{hop}": why for hop, why in figures["reasons"].items()}
+        no_channels = {"channels": f"stage {SURGERY} was not run"} if count is None else {}
+        out[name] = {**figures, "channels": count, "reasons": {**reasons, **no_channels}}
+    return out
+
+
+def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
+    names = ("channels_before", "channels_dead", "channels_after", "max_abs_diff")
+    if certificate is None or record is None:
+        reasons = dict.fromkeys((*names, "evidence", "law"), f"stage {SURGERY} was not run")
+        return {**dict.fromkeys(reasons), "layers": [], "frozen": {}, "reasons": reasons}
+    result = record["result"]
+    return {
+        **{name: result[name] for name in names},
+        "evidence": certificate["evidence"],
+        "law": certificate["law"],
+        "layers": certificate["layers"],
+        "frozen": certificate["frozen"],
+    }
+
+
+def _without_samples(latency: Any) -> Any:
+    """The latency table without the single measurements, which stay in check.json."""
+    if isinstance(latency, Mapping):
+        return {key: _without_samples(value) for key, value in latency.items() if key != "samples_ms"}
+    return latency
+
+
+def _environment(records: dict[str, Told]) -> Json:
+    """Without a check, the last finished stage tells where the run is at home."""
+    return next((record["environment"] for record in reversed(records.values()) if "environment" in record), {})
+
+
+def _stage(name: str, record: Json | None) -> dict[str, Any]:
+    keys = ("seconds", "fingerprint", "device", "seed", "command")
+    return {"folder": name, "status": "done" if record else "not run", **{key: (record or {}).get(key) for key in keys}}
+
+
+def _history(folder: Path) -> list[Epoch]:
+    """The epochs of a training; [] where it did not run."""
+    path = folder / "history.jsonl"
+    if not path.exists():
+        return []
+    names = ("epoch", "loss", "accuracy", "lr", "seconds", "dead", "channels")
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [Epoch(**{name: line.get(name) for name in names}) for line in lines]
+    except (OSError, ValueError, AttributeError) as error:
+        _damaged(path, str(error))
+
+
+class Told(dict[str, Any]):
+    """A JSON object that was read from `path`; asked for a key it lacks, it says so as a UserError."""
+
+    def __init__(self, path: Path, content: Json) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def __missing__(self, key: str) -> NoReturn:
+        _damaged(self.path, f"lacks `{key}`")
+
+
+def _read_json(path: Path) -> Told:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        _damaged(path, str(error))
+    if not isinstance(value, dict):
+        _damaged(path, "not an object")
+    return Told(path, value)
+
+
+def _damaged(path: Path, why: str) -> NoReturn:
+    raise UserError(f"{path}: {why}", "expected what `demport run` writes", "run the stage again with --redo")

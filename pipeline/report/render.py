@@ -1,0 +1,112 @@
+"""Writes report.json, report.md and report.html of a run; the two pages show figures of the JSON and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from export.files import write_json
+from pipeline.files import write_text
+
+from . import numbers, pictures, view
+from .collect import DEMP, DENSE, collect
+from .schema import Report, Speedup
+
+HERE = Path(__file__).parent
+MARKDOWN = str.maketrans(
+    {**{mark: f"\\{mark}" for mark in "\\`*_[]|#~"}, "<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "}
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The three files of a report, and what they say."""
+
+    json: Path
+    markdown: Path
+    html: Path
+    report: Report
+
+
+def render(run: Path) -> Rendered:
+    """Read the stage folders of `run` and write report.{json,md,html}, each at once; UserError as `collect`."""
+    source = collect(run)
+    content = context(source)
+    pages = environment()
+    write_json(run / "report.json", source.report.model_dump(mode="json", by_alias=True))
+    write_text(run / "report.md", pages.get_template("report.md.j2").render(content))
+    write_text(run / "report.html", pages.get_template("report.html.j2").render(content))
+    return Rendered(run / "report.json", run / "report.md", run / "report.html", source.report)
+
+
+def environment() -> jinja2.Environment:
+    """Templates beside this file; HTML is escaped, Markdown text goes through `md`, an unknown name is an error."""
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for form in (numbers.percent, numbers.points, numbers.count, numbers.binary, numbers.milliseconds, numbers.seconds,
+                 numbers.small, numbers.plain):  # fmt: skip
+        pages.filters[form.__name__] = form
+    pages.filters["interval"] = interval
+    pages.filters["md"] = lambda text: str(text).translate(MARKDOWN)
+    return pages
+
+
+def context(source: view.Source) -> dict[str, Any]:
+    """What the templates name."""
+    report = source.report
+    histories = [
+        {
+            "label": label,
+            "file": f"{folder}/history.jsonl",
+            "epochs": epochs,
+            "deaths": any(e.dead is not None for e in epochs),
+        }
+        for label, folder, epochs in (("Dense", DENSE, source.dense), ("DemP", DEMP, source.demp))
+        if epochs
+    ]
+    return {
+        "report": report,
+        "css": Markup((HERE / "report.css").read_text("utf-8")),
+        "summary": view.summary(source),
+        "slow": view.slower_than_small(source),
+        "comparisons": view.comparisons(source),
+        "difference": view.difference(report),
+        "latency": view.latency_rows(report),
+        "accuracy_hops": view.accuracy_hops(report),
+        "images": report.accuracy_difference.n if report.accuracy_difference else None,
+        "widest": max((layer.before for layer in report.surgery.layers), default=1),
+        "histories": histories,
+        "checked": bool(report.verdict.gates),
+        "certificate": list(_flat({"evidence": report.surgery.evidence, "law": report.surgery.law})),
+        "environment": list(_flat(report.environment)),
+        "training_picture": pictures.training_picture(source),
+        "accuracy_picture": pictures.accuracy_picture(report),
+        "speedup_picture": pictures.speedup_picture(report),
+    }
+
+
+def interval(speedup: Speedup) -> str:
+    """`1.98x (1.95 to 2.01)`."""
+    return f"{numbers.ratio(speedup.ratio)} {numbers.between(*speedup.ci95)}"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested figures as rows: `versions torch` -> `2.11.0`; lists are joined, None says that nothing is known."""
+    for key, inner in value.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{name} ")
+        else:
+            text = ", ".join(map(str, inner)) or "none" if isinstance(inner, (list, tuple)) else inner
+            yield name, numbers.NOT_MEASURED if text is None else str(text)

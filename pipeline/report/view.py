@@ -1,0 +1,219 @@
+"""What the two pages show, worked out of a Report: rows of formatted figures and the few sentences between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from . import numbers
+from .schema import Latency, Report
+
+WORTHWHILE = 0.7  # speedup / MACs ratio; below it the page says that the network is smaller than it is fast
+LAYERS_SAID = 12  # layers that a sentence names
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A line of history.jsonl; `dead` and `channels` are None for a training that counts no deaths."""
+
+    epoch: int
+    loss: float | None
+    accuracy: float | None
+    lr: float | None
+    seconds: float | None
+    dead: int | None
+    channels: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `collect` found: the report, the two trainings, and the batch size whose speedup is gated."""
+
+    report: Report
+    dense: Sequence[Epoch]
+    demp: Sequence[Epoch]
+    gate_batch: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of dense beside compact; `share` is compact / dense where smaller is better, else None."""
+
+    label: str
+    dense: str
+    compact: str
+    change: str
+    share: float | None
+
+
+@dataclass(frozen=True)
+class AccuracyHop:
+    name: str
+    dense: str
+    compact: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    backend: str
+    precision: str
+    batch: int
+    figures: Latency
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}, batch {self.batch}"
+
+
+def latency_rows(report: Report) -> list[LatencyRow]:
+    """The nested latency table as rows, batches in order."""
+
+    def rows() -> Iterator[LatencyRow]:
+        for backend, precisions in report.latency.items():
+            for precision, batches in precisions.items():
+                for batch, figures in sorted((int(key.removeprefix("b")), value) for key, value in batches.items()):
+                    yield LatencyRow(backend, precision, batch, figures)
+
+    return list(rows())
+
+
+def headline_latency(source: Source) -> LatencyRow | None:
+    """The comparison that stands for the run: fp32 at the gated batch, else the first with a measured ratio."""
+    measured = [row for row in latency_rows(source.report) if row.figures.speedup is not None]
+    gated = [row for row in measured if row.precision == "fp32" and row.batch == source.gate_batch]
+    return next(iter(gated + measured), None)
+
+
+def headline_accuracy(report: Report) -> str | None:
+    """The first hop whose accuracy both networks have: torch, where it was measured."""
+    dense, compact = report.models.dense.accuracy, report.models.compact.accuracy
+    return next((hop for hop, value in dense.items() if value is not None and compact.get(hop) is not None), None)
+
+
+def comparisons(source: Source) -> list[Comparison]:
+    """Accuracy, latency, MACs, parameters, channels and file size of dense and compact; empty rows are left out."""
+    dense, compact = source.report.models.dense, source.report.models.compact
+    rows: list[Comparison] = []
+    if hop := headline_accuracy(source.report):
+        change = numbers.points(_difference(compact.accuracy[hop], dense.accuracy[hop]))
+        before, after = (_accuracy(source.report, model.accuracy[hop]) for model in (dense, compact))
+        rows.append(Comparison(f"Accuracy, {hop}", before, after, change, None))
+    row = headline_latency(source)
+    if row and row.figures.dense and row.figures.compact:
+        times = (row.figures.dense.p50_ms, row.figures.compact.p50_ms)
+        rows.append(_smaller(f"Latency p50, {row.name}", times, numbers.milliseconds))
+    rows += [
+        _smaller("MACs an image", (dense.macs, compact.macs), numbers.short),
+        _smaller("Parameters", (dense.params, compact.params), numbers.short),
+        _smaller("Channels", (dense.channels, compact.channels), numbers.count),
+        _smaller("ONNX file, fp32", (dense.bytes, compact.bytes), numbers.binary),
+    ]
+    return [row for row in rows if {row.dense, row.compact} != {numbers.NOT_MEASURED}]
+
+
+def difference(report: Report) -> str | None:
+    """The paired comparison of accuracy in a sentence; None where it was not made."""
+    paired = report.accuracy_difference
+    if paired is None:
+        return None
+    return (
+        f"On the same {paired.n:,} images compact differs from dense by {paired.difference_pp:+.2f} percentage points "
+        f"(95 % interval {paired.ci95_pp[0]:+.2f} to {paired.ci95_pp[1]:+.2f}, {paired.method}): "
+        f"{paired.only_second} right only when compact, {paired.only_first} only when dense."
+    )
+
+
+def accuracy_hops(report: Report) -> list[AccuracyHop]:
+    """Each form of the network with both accuracies, and why one is missing."""
+    dense, compact = report.models.dense, report.models.compact
+    return [
+        AccuracyHop(
+            hop,
+            numbers.percent(dense.accuracy.get(hop)),
+            numbers.percent(compact.accuracy.get(hop)),
+            dense.reasons.get(f"accuracy.{hop}") or compact.reasons.get(f"accuracy.{hop}") or "",
+        )
+        for hop in dict.fromkeys([*dense.accuracy, *compact.accuracy])
+    ]
+
+
+def summary(source: Source) -> str:
+    """One or two sentences with the figures that were measured, none of those that were not."""
+    report, parts = source.report, []
+    cut = report.surgery
+    if cut.channels_before and cut.channels_dead is not None:
+        share = numbers.percent(cut.channels_dead / cut.channels_before, 0)
+        parts.append(f"{cut.channels_dead:,} of {cut.channels_before:,} channels died ({share})")
+    if macs := macs_ratio(report):
+        dense, compact = numbers.short(report.models.dense.macs), numbers.short(report.models.compact.macs)
+        parts.append(f"MACs an image fell from {dense} to {compact} ({numbers.ratio(macs)})")
+    row = headline_latency(source)
+    if row and (speedup := row.figures.speedup):
+        ratio = f"{numbers.ratio(speedup.ratio)} {numbers.between(*speedup.ci95)}"
+        parts.append(f"compact is {speedup.verdict} on {row.name}: {ratio}")
+    if hop := headline_accuracy(report):
+        before, after = (numbers.percent(model.accuracy[hop]) for model in (report.models.dense, report.models.compact))
+        parts.append(f"accuracy {after} against {before} dense")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else "Nothing has been measured yet."
+
+
+def macs_ratio(report: Report) -> float | None:
+    dense, compact = report.models.dense.macs, report.models.compact.macs
+    return dense / compact if dense and compact else None
+
+
+def slower_than_small(source: Source) -> str | None:
+    """Why nobody should expect the MACs ratio as speed: said where the speedup is under 70 % of it, with the widths."""
+    row, macs = headline_latency(source), macs_ratio(source.report)
+    if row is None or row.figures.speedup is None or macs is None:
+        return None
+    speed = row.figures.speedup.ratio
+    if speed >= WORTHWHILE * macs:
+        return None
+    return (
+        f"Not as fast as it is small: MACs fell {numbers.ratio(macs)}, the time {numbers.ratio(speed)} on {row.name}, "
+        f"{100 * speed / macs:.0f} % of that ratio. Time also goes into memory traffic, launches and widths that fill "
+        f"no whole vector. Widths, dense to compact: {widths(source.report)}."
+    )
+
+
+def widths(report: Report) -> str:
+    """`stem 32 to 16, layer1 64 to 48`; layers that kept their width, or are many, are only counted."""
+    changed = [layer for layer in report.surgery.layers if layer.after != layer.before]
+    parts = [f"{layer.name} {layer.before} to {layer.after}" for layer in changed[:LAYERS_SAID]]
+    if more := len(changed) - LAYERS_SAID:
+        parts += [f"{more} more under Channels"] if more > 0 else []
+    if kept := len(report.surgery.layers) - len(changed):
+        parts.append(f"{kept} unchanged")
+    return ", ".join(parts) or "no layer was cut"
+
+
+def wilson(report: Report, accuracy: float) -> tuple[float, float] | None:
+    """95 % Wilson interval of a test accuracy, as fractions; None where the number of images is unknown."""
+    from scipy.stats import binomtest
+
+    if report.accuracy_difference is None:
+        return None
+    images = report.accuracy_difference.n
+    interval = binomtest(round(accuracy * images), images).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _accuracy(report: Report, value: float | None) -> str:
+    interval = None if value is None else wilson(report, value)
+    return numbers.percent(value) + (f" {numbers.between(100 * interval[0], 100 * interval[1], 1)}" if interval else "")
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _smaller(label: str, pair: tuple[float | None, float | None], form: Callable[[float | None], str]) -> Comparison:
+    dense, compact = pair
+    known = dense is not None and compact is not None and dense > 0 and compact > 0
+    change = numbers.ratio(dense / compact) if known and dense and compact else ""
+    return Comparison(
+        label, form(dense), form(compact), change, compact / dense if known and dense and compact else None
+    )

@@ -1,0 +1,68 @@
+"""Plots: that they show the data they are given, in both schemes and widths."""
+
+from __future__ import annotations
+
+import base64
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.report.plots import NARROW_IN, PALETTE, WIDE_IN, Curve, Picture, Span, intervals, training
+
+CURVE = Curve("dense", "dense", [1, 2, 3], [50.0, 80.0, 90.0], [None, None, None])
+DYING = Curve("DemP", "compact", [1, 2, 3], [40.0, 75.0, 89.0], [0.0, 20.0, 45.0])
+
+
+def svg(address: str) -> str:
+    head, body = address.split(",", 1)
+    assert head == "data:image/svg+xml;base64"
+    return base64.b64decode(body).decode()
+
+
+def words(picture: Picture) -> str:
+    root = ElementTree.fromstring(svg(picture.light_wide))
+    return " ".join(text for text in root.itertext() if text.strip())
+
+
+def test_training_draws_deaths_only_where_some_were_counted() -> None:
+    with_deaths, without = training([CURVE, DYING]), training([CURVE])
+    assert "dead channels, %" in words(with_deaths) and "dead channels, %" not in words(without)
+    assert PALETTE["light"]["dead"] in svg(with_deaths.light_wide)
+    assert PALETTE["light"]["dead"] not in svg(without.light_wide)
+
+
+def test_each_address_has_its_width_and_colours() -> None:
+    picture = training([CURVE, DYING])
+    widths = {
+        name: float(re.findall(r'width="([\d.]+)pt"', svg(getattr(picture, name)))[0])
+        for name in vars(picture)
+        if name != "alt"
+    }
+    assert widths == pytest.approx(
+        {
+            "light_wide": 72 * WIDE_IN,
+            "light_narrow": 72 * NARROW_IN,
+            "dark_wide": 72 * WIDE_IN,
+            "dark_narrow": 72 * NARROW_IN,
+        }
+    )
+    assert PALETTE["dark"]["ink"] in svg(picture.dark_wide) and PALETTE["light"]["ink"] not in svg(picture.dark_wide)
+    assert "http://www.w3.org/2000/svg" in svg(picture.light_wide) and "<script" not in svg(picture.light_wide)
+
+
+def test_one_epoch_is_a_visible_point() -> None:
+    marker = re.compile(rf"<use [^>]*{PALETTE['light']['dense']}")
+    assert marker.search(svg(training([Curve("dense", "dense", [1], [50.0], [None])]).light_wide))
+    assert not marker.search(svg(training([CURVE]).light_wide))
+
+
+def test_intervals_show_rows_marks_and_values_without_an_interval() -> None:
+    spans = [
+        Span("b1", "dense", 1.0, None, None),
+        Span("b1", "compact", 2.0, 1.9, 2.1),
+        Span("b32", "compact", 3.0, 2.5, 3.5),
+    ]
+    text = words(intervals(spans, axis="ratio", alt="ratios", marks=[(1.5, "gate")]))
+    assert all(word in text for word in ("b1", "b32", "ratio", "gate"))
+    assert text.count("b1") == 1
