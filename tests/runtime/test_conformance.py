@@ -110,6 +110,8 @@ def test_bind_and_fetch_copy(session: Session) -> None:
     first = session.fetch()["logits"]
     np.testing.assert_allclose(first, expected(kept), rtol=0, atol=1e-5)
     before = first.copy()
+    session.fetch()["logits"][:] = 1e6
+    np.testing.assert_array_equal(session.fetch()["logits"], before)
     run(session, images(2, seed=9))
     np.testing.assert_array_equal(first, before)
 

@@ -1,0 +1,98 @@
+"""Accuracy on images whose right answers are known from NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.accuracy import accuracy
+from runtime.backend import Array, TensorSpec, open_session
+from runtime.errors import UserError
+from tests.runtime.nets import expected, images, write_onnx
+
+
+@dataclass
+class Echo:
+    """A session whose logits are its input; remembers the batches it was given."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("scores", (None, 3), "float32"),)
+    name: str = "echo"
+    batches: list[int] = field(default_factory=list)
+
+    def bind(self, feeds: Mapping[str, Array]) -> None:
+        (self.value,) = feeds.values()
+        self.batches.append(len(self.value))
+
+    def launch(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def fetch(self) -> dict[str, Array]:
+        return {self.outputs[0].name: self.value}
+
+
+def echo(shape: int | None = None, smallest: int | None = None, largest: int | None = None) -> Echo:
+    low, high = (smallest, 3) if smallest else None, (largest, 3) if largest else None
+    return Echo((TensorSpec("x", (shape, 3), "float32", low, high),))
+
+
+LOGITS = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 0]]
+LABELS = np.array([0, 1, 2, 2, 1, 0, 0])
+
+
+def test_batches_of_tensors_through_onnx_runtime(tmp_path: Path) -> None:
+    batch = images(10)
+    labels = expected(batch).argmax(axis=1)
+    labels[[2, 7]] = (labels[[2, 7]] + 1) % 4
+    split = [(torch.from_numpy(batch[:6]), torch.from_numpy(labels[:6])), (batch[6:], labels[6:])]
+    session = open_session(write_onnx(tmp_path / "net.onnx"), device="cpu", threads=1)
+    result = accuracy(session, split)
+    assert result.top1 == pytest.approx(0.8)
+    assert result.n == 10
+    assert list(np.flatnonzero(~result.correct)) == [2, 7]
+    np.testing.assert_allclose(result.logits, expected(batch), rtol=0, atol=1e-5)
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("session", "batches"),
+    [
+        (echo(), [7]),
+        (echo(smallest=1, largest=3), [3, 3, 1]),
+        (echo(smallest=2, largest=3), [3, 3, 2]),
+        (echo(smallest=10, largest=12), [10]),
+        (echo(shape=4), [4, 4]),
+    ],
+)
+def test_batches_are_cut_and_filled_to_what_the_session_takes(session: Echo, batches: list[int]) -> None:
+    result = accuracy(session, [(LOGITS, LABELS)])  # type: ignore[arg-type]
+    assert session.batches == batches
+    assert result.n == 7
+    assert result.top1 == pytest.approx(5 / 7)
+    np.testing.assert_array_equal(result.logits, LOGITS)
+
+
+def test_not_a_number_is_wrong() -> None:
+    logits = LOGITS.copy()
+    logits[0, 0] = np.nan  # argmax would still say class 0
+    result = accuracy(echo(), [(logits, LABELS)])  # type: ignore[arg-type]
+    assert result.top1 == pytest.approx(4 / 7)
+    assert not result.correct[0]
+
+
+def test_sessions_that_are_no_classifier() -> None:
+    spec = TensorSpec("x", (None, 3), "float32")
+    with pytest.raises(UserError, match="echo has 2 inputs; one, the images"):
+        accuracy(Echo((spec, spec)), [(LOGITS, LABELS)])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"echo has the outputs \['x', 'x'\]; one called logits"):
+        accuracy(Echo((spec,), (spec, spec)), [(LOGITS, LABELS)])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the test split has no images"):
+        accuracy(echo(), [])  # type: ignore[arg-type]
