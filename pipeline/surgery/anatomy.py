@@ -1,0 +1,116 @@
+"""What training needs to know of a network's channels: where they are watched, and which parameters a dead one owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from pipeline.surgery.analysis import Analysis, describe
+from pipeline.surgery.cut import cut_mask
+from pipeline.surgery.labels import Labels
+from pipeline.surgery.rules.elementwise import ACTIVATION_MODULES, ACTIVATIONS, EXACT_ACTIVATIONS
+from pipeline.surgery.select import choose
+from pipeline.surgery.trace import Traced, in_place, trace
+
+Dead = Mapping[str, Tensor]  # watched output -> bool (channels,), True where dead
+
+
+class Anatomy:
+    """The channels of a network while it trains; shares the network's parameters, so it never goes stale.
+
+    `watch`: name of each activation output -> its number of channels. `axis`: name -> channel axis. `exact`: names
+    whose zeros are values and not averages (ReLU, ReLU6).
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> None:
+        self.model = model
+        self.traced: Traced = trace(model, example_inputs)
+        structure = Analysis(self.traced).run()
+        self.watch: dict[str, int] = {}
+        self.axis: dict[str, int] = {}
+        self.exact: set[str] = set()
+        for node in self.traced.module.graph.nodes:
+            labels = structure.env[node]
+            if _activates(structure, node) and isinstance(labels, Labels) and len(labels.fields) == 1:
+                axes = labels.fields[0].axes
+                if len(axes) == 1:
+                    self.watch[node.name] = labels.shape[axes[0]]
+                    self.axis[node.name] = axes[0]
+                    if describe(structure, node).lower().rstrip("_") in EXACT_ACTIVATIONS:
+                        self.exact.add(node.name)
+        self._structure, self._classes = structure, structure.ledger.classes()
+
+    @property
+    def layer_channels(self) -> dict[str, int]:
+        """Output channels of each layer that makes channels, by weight name; the network's outputs are left out."""
+        a = self._structure
+        fixed = {int(c) for f in a.ledger.freezes for c in self._classes[f.ids]}
+        return {x.weight: len(x.ids) for x in a.layers if not set(self._classes[x.ids].tolist()) <= fixed}
+
+    @property
+    def channels(self) -> int:
+        """Output channels of all layers whose channels can go."""
+        return sum(self.layer_channels.values())
+
+    @torch.no_grad()
+    def observe(self, model_inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The watched outputs in eval mode, each (B, ..., C, ...) with channels on `axis[name]`."""
+        modes = [(m, m.training) for root in (self.model, self.traced.module) for m in root.modules()]
+        for m, _ in modes:
+            m.training = False
+        try:
+            watcher = _Watcher(self.traced.module, set(self.watch))
+            watcher.run(*model_inputs)
+        finally:
+            for m, training in modes:
+                m.training = training
+        return watcher.seen
+
+    def removable(self, dead: Dead) -> dict[str, Tensor]:
+        """Per layer (weight name), which output channels nobody would miss; bool (channels,)."""
+        a = Analysis(self.traced, dead=dead).run()
+        classes = a.ledger.classes()
+        gone = a.ledger.removable(classes)
+        return {x.weight: torch.as_tensor(gone[classes[x.ids]]) for x in a.layers if x.weight in self.layer_channels}
+
+    def dead_count(self, dead: Dead) -> int:
+        """How many of `channels` nobody would miss."""
+        return sum(int(mask.sum()) for mask in self.removable(dead).values())
+
+    def live_masks(self, dead: Dead) -> dict[str, Tensor]:
+        """Per parameter a float mask that broadcasts to it: 0 where cutting the dead channels would remove the entry."""
+        a = Analysis(self.traced, dead=dead).run()
+        _, cut = choose(a, 1)
+        masks = {}
+        for name, p in self.model.named_parameters():
+            mask = cut_mask(cut, a.canonical(name) if name in a.names else name, p)
+            masks[name] = torch.ones((), device=p.device) if mask is None else mask
+        return masks
+
+
+class _Watcher(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(module)
+        self._names = names
+        self.seen: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Tensor:
+        out: Tensor = super().run_node(n)
+        if n.name in self._names:
+            overwritten = any(in_place(user, self.module) for user in n.users)
+            self.seen[n.name] = out.clone() if overwritten else out
+        return out
+
+
+def _activates(a: Analysis, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        kinds = (*ACTIVATION_MODULES, nn.PReLU)
+        return type(a.traced.module.get_submodule(str(node.target))) in kinds
+    return node.op in ("call_function", "call_method") and describe(a, node).rstrip("_") in ACTIVATIONS
+
+
+def anatomy(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Anatomy:
+    """The anatomy of `model`; inputs (B, ...) as the network takes them."""
+    return Anatomy(model, example_inputs)

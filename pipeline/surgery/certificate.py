@@ -1,0 +1,101 @@
+"""certificate.json: what was removed, on what evidence, what was folded, what stayed and why, and the law's figures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.cut import Cut
+from pipeline.surgery.law import Law
+from pipeline.surgery.select import Choice
+
+
+def certificate(analysis: Analysis, choice: Choice, cut: Cut, compact: fx.GraphModule, law: Law | None) -> dict[str, Any]:
+    """Plain JSON: schema, channels, parameters, groups, folded, frozen, notes, law."""
+    frozen = _frozen(analysis, choice)
+    groups = [g for g in (_group(analysis, choice, g.name, g.layers, g.classes) for g in choice.groups) if g["dead"]]
+    return {
+        "schema": 1,
+        "channels": channel_counts(analysis, choice),
+        "parameters": {
+            "before": sum(p.numel() for p in analysis.traced.module.parameters()),
+            "after": sum(p.numel() for p in compact.parameters()),
+        },
+        "groups": groups,
+        "folded": _folded(analysis, cut),
+        "frozen": frozen,
+        "layers": layer_table(analysis, choice),
+        "law": None if law is None else asdict(law),
+    }
+
+
+def layer_table(analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
+    """Per layer that makes channels: weight name, output channels before, dead and after."""
+    rows = []
+    for layer in analysis.layers:
+        mine = choice.classes[layer.ids]
+        rows.append({
+            "layer": layer.weight.removesuffix(".weight"), "before": len(mine),
+            "dead": int(choice.dead[mine].sum()), "after": int(choice.keep[mine].sum()),
+        })  # fmt: skip
+    return rows
+
+
+def channel_counts(analysis: Analysis, choice: Choice) -> dict[str, int]:
+    """Output channels over all layers but those that make the network's outputs."""
+    outputs = np.zeros(len(choice.keep), bool)
+    for freeze in analysis.ledger.freezes:
+        if freeze.reason == "output of the network":
+            outputs[choice.classes[freeze.ids]] = True
+    counted = [choice.classes[x.ids] for x in analysis.layers if not outputs[choice.classes[x.ids]].all()]
+    return {
+        "before": sum(len(c) for c in counted),
+        "dead": sum(int(choice.dead[c].sum()) for c in counted),
+        "after": sum(int(choice.keep[c].sum()) for c in counted),
+    }
+
+
+def _group(analysis: Analysis, choice: Choice, name: str, layers: tuple[str, ...], classes: Any) -> dict[str, Any]:
+    dead = choice.dead[classes]
+    gone = classes[~choice.keep[classes]]
+    measured = np.zeros(len(choice.keep), bool)
+    held = np.flatnonzero(analysis.ledger.measured(np.arange(analysis.ledger.size)))
+    measured[choice.classes[held]] = True
+    return {
+        "group": name,
+        "layers": list(layers),
+        "channels": len(classes),
+        "dead": int(dead.sum()),
+        "removed": len(gone),
+        "removed_indices": np.flatnonzero(~choice.keep[classes]).tolist(),
+        "kept_dead": int((dead & choice.keep[classes]).sum()),
+        "by_proof": int((~measured[gone]).sum()),
+        "by_measurement": int(measured[gone].sum()),
+    }
+
+
+def _folded(analysis: Analysis, cut: Cut) -> list[dict[str, Any]]:
+    rows = []
+    for weight, (_, bias, delta) in cut.folds.items():
+        rows.append({"layer": weight.removesuffix(".weight"), "bias": "gained" if bias is None else "changed", "largest": float(np.abs(delta).max())})
+    return rows
+
+
+def _frozen(analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
+    """Where and why channels cannot go, and how many output channels of layers each reason holds."""
+    layer_classes = np.zeros(len(choice.keep), np.int64)
+    for layer in analysis.layers:
+        np.add.at(layer_classes, choice.classes[layer.ids], 1)
+    reasons: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for freeze in [*analysis.ledger.freezes, *choice.late]:
+        reasons[freeze.where, freeze.reason].update(choice.classes[freeze.ids].tolist())
+    return [
+        {"where": where, "reason": reason, "channels": int(layer_classes[list(found)].sum())}
+        for (where, reason), found in reasons.items()
+        if layer_classes[list(found)].any()
+    ]

@@ -1,0 +1,168 @@
+"""The law: compact(x) equals the network given, in which the removed channels are held at their constants."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from pipeline.surgery.cut import Cut
+from pipeline.surgery.labels import LayoutError, Labels, positions
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Law:
+    """Largest relative difference in float64, over `inputs` sets of inputs; `held` says removed channels were held."""
+
+    max_rel_diff: float
+    tolerance: float
+    inputs: tuple[str, ...]
+    held: bool
+
+
+class Held(fx.Interpreter):
+    """Runs the traced network with measured, removed channels held at their constants; `seen` gets every tensor."""
+
+    def __init__(self, module: fx.GraphModule, cut: Cut, names: dict[str, fx.Node]) -> None:
+        super().__init__(module)
+        self._cut, self._names = cut, names
+        self.seen: dict[str, Tensor] | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        labels = self._cut.analysis.env.get(self._names[n.name])
+        if isinstance(labels, Labels) and isinstance(out, Tensor):
+            for axes, mask, constant in holds(labels, self._cut):
+                shape = [mask.shape[axes.index(ax)] if ax in axes else 1 for ax in range(out.dim())]
+                m = torch.as_tensor(mask, device=out.device).reshape(shape)
+                out = torch.where(m, torch.as_tensor(constant, dtype=out.dtype, device=out.device).reshape(shape), out)
+        if self.seen is not None and isinstance(out, Tensor):
+            self.seen[n.name] = out.detach().clone()
+        return out
+
+
+def holds(labels: Labels, cut: Cut) -> Iterator[tuple[tuple[int, ...], Any, Any]]:
+    """(axes, mask, constants) of each field with removed channels whose constant rests on a census."""
+    ledger = cut.analysis.ledger
+    for f in labels.fields:
+        mask = ~cut.keep[f.ids] & ledger.measured(f.ids)
+        if mask.any():
+            yield f.axes, mask, np.where(mask, ledger.constant(f.ids), 0.0)
+
+
+def anything_held(cut: Cut) -> bool:
+    return any(any(True for _ in holds(v, cut)) for v in cut.analysis.env.values() if isinstance(v, Labels))
+
+
+def doubled(module: nn.Module) -> nn.Module:
+    """A float64 copy in eval mode."""
+    return copy.deepcopy(module).to(torch.float64).eval()
+
+
+def fresh_inputs(example: Sequence[Tensor], batch: int, seed: int) -> tuple[Tensor, ...]:
+    """Standard normal inputs of the example's shapes with another batch size."""
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for x in example:
+        made = torch.randn((batch, *x.shape[1:]), generator=generator)
+        out.append(made.to(device=x.device, dtype=x.dtype) if x.is_floating_point() else x[:1].expand(batch, *x.shape[1:]))
+    return tuple(out)
+
+
+def flat(output: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+
+
+def relative(a: Any, b: Any) -> float:
+    """Largest |a - b| over the largest |b|, the worst over nested outputs."""
+    worst = 0.0
+    for x, y in zip(flat(a), flat(b), strict=True):
+        scale = max(float(y.abs().max()), torch.finfo(torch.float64).tiny)
+        worst = max(worst, float((x - y).abs().max()) / scale)
+    return worst
+
+
+@torch.no_grad()
+def check_law(
+    original: nn.Module, cut: Cut, compact: fx.GraphModule, *, real: Sequence[tuple[Tensor, ...]] = (),
+    tolerance: float = 1e-9, seed: int = 0,
+) -> Law:  # fmt: skip
+    """Hold the law on random inputs at two batch sizes and on `real` inputs, or raise naming the first tensor that differs."""
+    traced = cut.analysis.traced
+    reference, small = doubled(traced.module), doubled(compact)
+    names = {n.name: n for n in traced.module.graph.nodes}
+    held = Held(reference, cut, names) if anything_held(cut) else None  # type: ignore[arg-type]
+    plain = doubled(original)
+    sets = [(f"random, batch {b}", fresh_inputs(traced.example_inputs, b, seed + b)) for b in (2, 3)]
+    sets += [(f"real, batch {len(r[0])}", r) for r in real]
+    worst = 0.0
+    for name, inputs in sets:
+        x = tuple(t.to(torch.float64) if t.is_floating_point() else t for t in inputs)
+        want = plain(*x)
+        if held is not None:
+            drift = relative(reference(*x), want)
+            if drift > tolerance:
+                raise _broken("the traced network", drift, name, "the network's own forward", tolerance)
+            want = held.run(*x)
+        difference = relative(small(*x), want)
+        if not difference <= tolerance:
+            where = first_difference(reference, small, cut, x, tolerance)  # type: ignore[arg-type]
+            raise _broken("the compact network", difference, name, where, tolerance)
+        worst = max(worst, difference)
+    return Law(worst, tolerance, tuple(n for n, _ in sets), held is not None)
+
+
+def _broken(what: str, difference: float, inputs: str, where: str, tolerance: float) -> UserError:
+    return UserError(
+        f"{what} differs by {difference:.2g} (relative, float64) on {inputs} inputs, first at {where}",
+        f"at most {tolerance:g}",
+        "nothing was written; freeze this part of the network or report it with the network's code",
+    )
+
+
+def first_difference(reference: fx.GraphModule, small: fx.GraphModule, cut: Cut, x: tuple[Tensor, ...], tolerance: float) -> str:
+    """Name of the first tensor of the graph whose kept channels differ."""
+    nodes = {n.name: n for n in cut.analysis.traced.module.graph.nodes}
+    left, right = Held(reference, cut, nodes), _Seen(small)
+    left.seen = {}
+    left.run(*x)
+    right.run(*x)
+    for name, node in nodes.items():
+        full, kept = cut.analysis.env[node], cut.env[node]
+        if name in left.seen and name in right.seen and isinstance(full, Labels) and isinstance(kept, Labels):
+            picked = _pick(left.seen[name], full, kept)
+            if picked is not None and (picked.shape != right.seen[name].shape or relative(right.seen[name], picked) > tolerance):
+                return name
+    return "the output"
+
+
+class _Seen(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if isinstance(out, Tensor):
+            self.seen[n.name] = out.detach().clone()
+        return out
+
+
+def _pick(tensor: Tensor, full: Labels, kept: Labels) -> Tensor | None:
+    """The kept channels of a tensor, where each field lies on one axis."""
+    for f in full.fields:
+        g = kept.at(f.axes[0])
+        if len(f.axes) != 1 or g is None:
+            return None
+        try:
+            tensor = tensor.index_select(f.axes[0], torch.as_tensor(positions(f.ids, g.ids)))
+        except LayoutError:
+            return None
+    return tensor

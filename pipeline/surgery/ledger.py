@@ -1,0 +1,105 @@
+"""The book of all channels: which live or go together, which are constant, which are read, and which are frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.surgery.labels import Ids
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+VARYING = float("nan")
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Channels that stay because of an operation the surgery cannot cut through."""
+
+    where: str
+    reason: str
+    ids: Ids
+
+
+@dataclass
+class Ledger:
+    """Ids are dense integers. `constant[id]` is the value every element of the channel has for every input, or NaN;
+    `measured[id]` says the constant rests on a census, not on the weights alone."""
+
+    size: int = 0
+    _constant: Floats = field(default_factory=lambda: np.full(1024, np.nan))
+    _measured: Flags = field(default_factory=lambda: np.zeros(1024, bool))
+    _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+    _needed: list[Ids] = field(default_factory=list)
+    _read: list[Ids] = field(default_factory=list)
+    rows: list[Ids] = field(default_factory=list)
+    freezes: list[Freeze] = field(default_factory=list)
+
+    def fresh(self, constants: Floats, measured: Flags | bool = False) -> Ids:
+        """New ids of the shape of `constants`."""
+        ids = np.arange(self.size, self.size + constants.size)
+        self.size += constants.size
+        if self.size > len(self._constant):
+            grown = max(self.size, 2 * len(self._constant))
+            self._constant = np.r_[self._constant, np.full(grown - len(self._constant), np.nan)]
+            self._measured = np.r_[self._measured, np.zeros(grown - len(self._measured), bool)]
+        self._constant[ids] = constants.ravel()
+        self._measured[ids] = np.broadcast_to(measured, constants.shape).ravel() & np.isfinite(constants.ravel())
+        return ids.reshape(constants.shape)
+
+    def varying(self, shape: tuple[int, ...]) -> Ids:
+        return self.fresh(np.full(shape, VARYING))
+
+    def constant(self, ids: Ids) -> Floats:
+        return self._constant[ids]
+
+    def measured(self, ids: Ids) -> Flags:
+        return self._measured[ids]
+
+    def hold(self, ids: Ids, value: float = 0.0) -> None:
+        """Take the channels to be `value` because they were measured so; a constant proven already stays as proven."""
+        ids = ids[np.isnan(self._constant[ids])]
+        self._constant[ids], self._measured[ids] = value, True
+
+    def tie(self, a: Ids, b: Ids) -> None:
+        """These channels are kept or removed together, element by element (shapes broadcast)."""
+        a, b = np.broadcast_arrays(a, b)
+        self._ties.append((a.ravel(), b.ravel()))
+
+    def read(self, ids: Ids, removable: Flags) -> None:
+        """An operation mixes these channels into others; where `removable`, it can do without them."""
+        self._read.append(ids.ravel())
+        self._needed.append(ids[~removable].ravel())
+
+    def freeze(self, where: str, reason: str, ids: Ids) -> None:
+        if ids.size:
+            self.freezes.append(Freeze(where, reason, ids.ravel()))
+
+    def equal_rows(self, ids: Ids) -> None:
+        """Each row of `ids` (rows, columns) keeps the same number of channels, at least one."""
+        self.rows.append(ids)
+
+    def classes(self) -> Ids:
+        """The class of each id: ids of one class are kept or removed together."""
+        if not self._ties:
+            return np.arange(self.size)
+        a = np.concatenate([t[0] for t in self._ties])
+        b = np.concatenate([t[1] for t in self._ties])
+        graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(self.size, self.size))
+        return connected_components(graph, directed=False)[1].astype(np.int64)
+
+    def removable(self, classes: Ids) -> Flags:
+        """Per class: read somewhere, and every reader can do without it."""
+        count = int(classes.max()) + 1 if len(classes) else 0
+        blocked, read = np.zeros(count, bool), np.zeros(count, bool)
+        for ids in self._read:
+            read[classes[ids]] = True
+        for ids in self._needed:
+            blocked[classes[ids]] = True
+        for freeze in self.freezes:
+            blocked[classes[freeze.ids]] = True
+        return read & ~blocked

@@ -1,0 +1,198 @@
+"""plan.json: which output channels of which layers stay, and of which network; with safetensors, all a reload needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, fx, nn
+
+from export.files import replacing
+from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.cut import Cut
+from pipeline.surgery.rebuild import rebuild
+from pipeline.surgery.select import Choice, choose
+from pipeline.surgery.trace import trace
+from runtime.errors import UserError
+
+PLAN, WEIGHTS, CERTIFICATE = "plan.json", "weights.safetensors", "certificate.json"
+MAX_PLAN_BYTES = 64 << 20
+META = "demport"  # key of fx.GraphModule.meta under which a compact network carries its plan
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Input(Strict):
+    """One example input of the network the plan is for."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Source(Strict):
+    """How to build the network the plan is for: the arguments of `pipeline.models.build`."""
+
+    name: str
+    args: dict[str, Any]
+    num_classes: int = Field(ge=1, le=1 << 24)
+    input_shape: tuple[int, int, int]
+
+
+class Plan(Strict):
+    """`layers`: weight name -> indices of the output channels that stay, for every layer that lost some.
+
+    `widths`: the same layers' output channels before. `biases`: biases that a layer gained by folding constants.
+    """
+
+    schema_: int = Field(1, alias="schema", ge=1, le=1)
+    network: str
+    source: Source | None
+    inputs: tuple[Input, ...]
+    residual: str
+    layers: dict[str, tuple[int, ...]]
+    widths: dict[str, int]
+    biases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compact:
+    """`model` computes what the network given does, with fewer channels; `certificate` says what was done and proves it."""
+
+    model: fx.GraphModule
+    plan: Plan
+    certificate: dict[str, Any]
+
+
+def plan_of(analysis: Analysis, cut: Cut, network: str, before: Plan | None) -> Plan:
+    """The plan of a cut; of a network that was cut before, against the network it was first cut from."""
+    layers: dict[str, tuple[int, ...]] = {} if before is None else dict(before.layers)
+    widths = {} if before is None else dict(before.widths)
+    for layer in analysis.layers:
+        kept = np.flatnonzero(cut.keep[layer.ids])
+        old = np.array(layers.get(layer.weight, range(len(layer.ids))))
+        if len(kept) < len(layer.ids) or layer.weight in layers:
+            widths.setdefault(layer.weight, len(layer.ids))
+            layers[layer.weight] = tuple(old[kept].tolist())
+    biases = {w.removesuffix("weight") + "bias" for w, (_, bias, _) in cut.folds.items() if bias is None}
+    inputs = tuple(Input(shape=tuple(x.shape), dtype=str(x.dtype)) for x in analysis.traced.example_inputs)
+    return Plan(
+        schema=1, network=network if before is None else before.network, source=None if before is None else before.source,
+        inputs=inputs, residual=analysis.residual, layers=layers, widths=widths,
+        biases=tuple(sorted(biases | set(() if before is None else before.biases))),
+    )  # fmt: skip
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a plan; UserError says what does not fit."""
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise UserError(f"{path} is {path.stat().st_size} bytes long", f"at most {MAX_PLAN_BYTES}", "this is no plan of demport")
+        plan = Plan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})", "a plan", "cut the network again") from None
+    except (ValueError, RecursionError) as error:
+        what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "not JSON"}
+        where = ".".join(str(x) for x in what["loc"])
+        raise UserError(f"{path}: {where or 'content'}: {what['msg']}", "a plan of schema 1", "cut the network again") from None
+    for name, kept in plan.layers.items():
+        width = plan.widths.get(name, 0)
+        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
+            raise UserError(f"{path}: layers.{name} is no set of channels of {width}", "rising indices below the width", "cut the network again")
+    for i, x in enumerate(plan.inputs):
+        if not x.shape or any(not 0 < n < 1 << 20 for n in x.shape) or int(np.prod([float(n) for n in x.shape])) > 1 << 32:
+            raise UserError(f"{path}: inputs.{i}.shape is {list(x.shape)}", "sizes of a tensor that fits in memory", "cut the network again")
+    return plan
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
+    """The compact network of `plan` with the weights that `model` happens to have; UserError where it does not fit."""
+    found = class_name(model)
+    if found != plan.network:
+        raise UserError(f"the plan is for a {plan.network}, the network is a {found}", "the network the plan was made for", "build that network")
+    example = tuple(torch.zeros(x.shape, dtype=_dtype(x.dtype)) for x in plan.inputs)
+    analysis = Analysis(trace(model, example), residual=plan.residual).run()
+    have = {layer.weight: len(layer.ids) for layer in analysis.layers}
+    for name, width in plan.widths.items():
+        if have.get(name) != width:
+            raise UserError(
+                f"the plan cuts {name} of {width} channels, the network has {have.get(name, 'no such layer')}",
+                "the network the plan was made for", "use the same model, arguments and library versions",
+            )  # fmt: skip
+    choice, cut = choose(analysis, 1, lambda choice: _follow(analysis, plan, choice))
+    for layer in analysis.layers:
+        wanted = plan.layers.get(layer.weight, tuple(range(len(layer.ids))))
+        if tuple(np.flatnonzero(choice.keep_ids()[layer.ids]).tolist()) != wanted:
+            raise UserError(f"the plan's channels of {layer.weight} cannot be cut so in this network", "a plan made for it", "cut the network again")
+    cut.folds.clear()
+    compact = rebuild(analysis, cut, gained=plan.biases)
+    compact.meta[META] = plan
+    return compact
+
+
+def _follow(analysis: Analysis, plan: Plan, choice: Choice) -> None:
+    """Take the plan's decision instead of one from the weights."""
+    choice.keep[:] = True
+    for layer in analysis.layers:
+        if layer.weight in plan.layers:
+            gone = np.ones(len(layer.ids), bool)
+            gone[list(plan.layers[layer.weight])] = False
+            choice.keep[choice.classes[layer.ids[gone]]] = False
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise UserError(f"inputs.dtype is {name!r}", "a torch dtype", "cut the network again")
+    return found
+
+
+def class_name(model: nn.Module) -> str:
+    """Module and name of the network's class; of a compact network, of the one it was cut from."""
+    if isinstance(model, fx.GraphModule) and META in model.meta:
+        plan: Plan = model.meta[META]
+        return plan.network
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def save_compact(compact: Compact, folder: Path, source: Source | None = None) -> None:
+    """Write plan.json, weights.safetensors and certificate.json; `source` lets `load_compact` build the network itself."""
+    from pipeline.models import save_weights
+
+    plan = compact.plan if source is None else compact.plan.model_copy(update={"source": source})
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(compact.model, folder / WEIGHTS)
+    texts: Mapping[str, Any] = {PLAN: plan.model_dump(mode="json", by_alias=True), CERTIFICATE: compact.certificate}
+    for name, content in texts.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_compact(folder: Path | str, model: nn.Module | Callable[[], nn.Module] | None = None) -> fx.GraphModule:
+    """The compact network saved in `folder`, in eval mode, bit for bit; `model` (the network before the cut, or its maker) where the plan names none."""
+    from pipeline.config import Model
+    from pipeline.models import build, load_weights
+
+    folder = Path(folder)
+    plan = read_plan(folder / PLAN)
+    if model is None and plan.source is None:
+        raise UserError(f"{folder / PLAN} names no network", "a plan with a source", "pass the network: load_compact(folder, model)")
+    if model is None and plan.source is not None:
+        s = plan.source
+        model = build(Model(name=s.name, args=s.args), num_classes=s.num_classes, input_shape=s.input_shape)
+    network = model if isinstance(model, nn.Module) else model()  # type: ignore[misc]
+    compact = apply_plan(network, plan)
+    load_weights(compact, folder / WEIGHTS)
+    return compact.eval()
+
+
+def example_of(shape: tuple[int, ...], batch: int = 2) -> tuple[Tensor, ...]:
+    """Zeros (batch, *shape), float32: inputs to trace a network of one image input with."""
+    return (torch.zeros((batch, *shape)),)

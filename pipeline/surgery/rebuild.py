@@ -1,0 +1,167 @@
+"""Build the compact network: the same calls over smaller parameters. The network given is left untouched."""
+
+from __future__ import annotations
+
+import copy
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.cut import Cut
+from pipeline.surgery.labels import Ids
+
+
+def rebuild(analysis: Analysis, cut: Cut, gained: tuple[str, ...] = ()) -> fx.GraphModule:
+    """The compact network as a `torch.fx.GraphModule`; parameters keep their names and their requires_grad.
+
+    `gained` names biases to add as zeros: those that a plan says were folded into.
+    """
+    source = analysis.traced.module
+    memo: dict[int, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
+        made = cut_tensor(tensor.detach(), name, cut)
+        tensors[name] = nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+        memo[id(tensor)] = tensors[name]
+    root = nn.Module()
+    for child_name, child in source.named_children():
+        root.add_module(child_name, copy.deepcopy(child, memo))
+    for name, tensor in tensors.items():
+        if "." not in name:
+            root.register_parameter(name, tensor) if isinstance(tensor, nn.Parameter) else root.register_buffer(name, tensor)
+    added = _fold(cut, root) | _gain(analysis, root, gained)
+    graph = _graph(analysis, cut, added)
+    for path, module in root.named_modules():
+        refresh(module, _groups(analysis, cut, path))
+    made_module = fx.GraphModule(root, graph, source.__class__.__name__)
+    made_module.train(source.training)
+    return made_module
+
+
+def cut_tensor(tensor: Tensor, name: str, cut: Cut) -> Tensor:
+    """The entries of one parameter that stay, in memory of their own."""
+    if name in cut.grouped:
+        return _cut_grouped(tensor, *cut.grouped[name])
+    out = tensor
+    for axis in range(tensor.dim()):
+        index = cut.slices.get((name, axis))
+        if index is not None and len(index) < tensor.shape[axis] or index is not None and (np.diff(index) != 1).any():
+            out = out.index_select(axis, torch.as_tensor(index, device=tensor.device))
+    return out.clone() if out is tensor else out
+
+
+def _cut_grouped(weight: Tensor, out_axis: int, outs: Ids, ins: Ids) -> Tensor:
+    parts = []
+    groups = len(outs)
+    if out_axis == 0:
+        for block, o, i in zip(weight.chunk(groups, 0), outs, ins, strict=True):
+            parts.append(block[torch.as_tensor(o)][:, torch.as_tensor(i)])
+    else:
+        for block, o, i in zip(weight.chunk(groups, 0), outs, ins, strict=True):
+            parts.append(block[torch.as_tensor(i)][:, torch.as_tensor(o)])
+    return torch.cat(parts)
+
+
+def _fold(cut: Cut, root: nn.Module) -> dict[fx.Node, str]:
+    """Put folded constants into biases; {call: name of the bias it gained}."""
+    added = {}
+    for weight, (node, bias, delta) in cut.folds.items():
+        owner = root.get_submodule(weight.rpartition(".")[0])
+        like = attrgetter(weight)(root)
+        change = torch.as_tensor(delta).to(dtype=like.dtype, device=like.device)
+        if bias is not None:
+            with torch.no_grad():
+                known = attrgetter(bias)(root)
+                known.copy_((known.double() + torch.as_tensor(delta, device=known.device)).to(known.dtype))
+        else:
+            owner._parameters.pop("bias", None)
+            owner.register_parameter("bias", nn.Parameter(change, requires_grad=like.requires_grad))
+            added[node] = weight.removesuffix("weight") + "bias"
+    return added
+
+
+def _gain(analysis: Analysis, root: nn.Module, gained: tuple[str, ...]) -> dict[fx.Node, str]:
+    added = {}
+    for layer in analysis.layers:
+        bias = layer.weight.removesuffix("weight") + "bias"
+        if bias in gained:
+            owner, like = root.get_submodule(bias.rpartition(".")[0]), attrgetter(layer.weight)(root)
+            owner._parameters.pop("bias", None)
+            owner.register_parameter("bias", nn.Parameter(like.new_zeros(like.shape[layer.axis])))
+            added[layer.node] = bias
+    return added
+
+
+def _groups(analysis: Analysis, cut: Cut, path: str) -> int | None:
+    return next((g for node, g in cut.groups.items() if node.op == "call_module" and node.target == path), None)
+
+
+def refresh(module: nn.Module, groups: int | None) -> None:
+    """Bring a module's own record of its widths in line with its parameters."""
+    m: Any = module
+    if groups is not None:
+        m.groups = groups
+    if isinstance(m, nn.modules.conv._ConvNd):
+        ins, outs = m.weight.shape[1] * m.groups, m.weight.shape[0]
+        if m.transposed:
+            ins, outs = m.weight.shape[0], m.weight.shape[1] * m.groups
+        m.in_channels, m.out_channels = ins, outs
+    elif type(m) is nn.Linear:
+        m.out_features, m.in_features = m.weight.shape
+    elif isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None:
+        m.num_features = len(m.running_mean)
+    elif isinstance(m, nn.modules.instancenorm._InstanceNorm) and m.weight is not None:
+        m.num_features = len(m.weight)
+    elif type(m) is nn.PReLU:
+        m.num_parameters = len(m.weight)
+
+
+def _graph(analysis: Analysis, cut: Cut, added: dict[fx.Node, str]) -> fx.Graph:
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+
+    def argument(x: Any) -> Any:
+        if isinstance(x, fx.Node):
+            return made[x]
+        if isinstance(x, str) and x.startswith("parameter:"):
+            return graph.get_attr(x.removeprefix("parameter:"))
+        if isinstance(x, tuple) and x and x[0] == "size:":
+            return graph.call_method("size", (made[x[1]], x[2]))
+        if isinstance(x, tuple | list):
+            return type(x)(argument(v) for v in x)
+        if isinstance(x, slice):
+            return slice(argument(x.start), argument(x.stop), argument(x.step))
+        if isinstance(x, dict):
+            return {k: argument(v) for k, v in x.items()}
+        return x
+
+    for node in analysis.traced.module.graph.nodes:
+        if node in cut.calls:
+            target, args, kwargs = cut.calls[node]
+            made[node] = graph.call_function(target, argument(args), argument(dict(kwargs)))
+            continue
+        frozen = cut.numbers.get(node, set())
+        new = graph.node_copy(node, lambda n, frozen=frozen: analysis.env[n] if n in frozen else made[n])
+        new.meta.pop("val", None)
+        made[node] = new
+        if node.op == "call_function" and node in cut.groups:
+            _set_argument(new, "groups", 6, cut.groups[node])
+        if node.op == "call_function" and node in added:
+            with graph.inserting_before(new):
+                _set_argument(new, "bias", 2, graph.get_attr(added[node]))
+    return graph
+
+
+def _set_argument(node: fx.Node, name: str, position: int, value: Any) -> None:
+    """Set an argument of a functional convolution or linear map."""
+    if len(node.args) > position:
+        args = list(node.args)
+        args[position] = value
+        node.args = tuple(args)
+    else:
+        node.kwargs = {**node.kwargs, name: value}
+

@@ -1,0 +1,48 @@
+"""Which rule covers a node: literal tables by module type, function and method name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from pipeline.surgery.analysis import Analysis, Rule, describe
+from pipeline.surgery.rules import elementwise, layers, mixing, movement, norms, plain
+
+MODULES: dict[type[nn.Module], Rule] = {
+    **layers.MODULES, **norms.MODULES, **elementwise.MODULES, **movement.MODULES, **mixing.MODULES
+}  # fmt: skip
+FUNCTIONS: dict[str, Rule] = {
+    **plain.FUNCTIONS, **elementwise.FUNCTIONS, **movement.FUNCTIONS, **mixing.FUNCTIONS, **layers.FUNCTIONS,
+    **norms.FUNCTIONS,
+}  # fmt: skip
+
+
+def rule_for(a: Analysis, node: fx.Node) -> Rule | None:
+    """The rule of a node, or None. Functions and methods of one name are one operation."""
+    match node.op:
+        case "placeholder":
+            return plain.placeholder
+        case "output":
+            return plain.output
+        case "get_attr":
+            return plain.get_attr
+        case "call_module":
+            module = a.traced.module.get_submodule(str(node.target))
+            return MODULES.get(type(module)) if _plain(module) else None
+    name = describe(a, node)
+    if not any(isinstance(a.env[n], tuple | dict) or leaf_tensor(n) for n in node.all_input_nodes):
+        return plain.number
+    return FUNCTIONS.get(name) or FUNCTIONS.get(name.rstrip("_"))
+
+
+def leaf_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _plain(module: nn.Module) -> bool:
+    """No hooks and no computed weights: calling it does what its type says."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    computed = hasattr(module, "parametrizations") or any(
+        isinstance(v, Tensor) and not isinstance(v, torch.nn.Parameter) for v in vars(module).values()
+    )
+    return not hooked and not computed

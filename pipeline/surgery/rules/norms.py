@@ -1,0 +1,286 @@
+"""Normalisations and per-channel slopes: one parameter a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from pipeline.surgery.analysis import Analysis, Result, Rule
+from pipeline.surgery.labels import Field, Ids, LayoutError, Labels, positions
+from pipeline.surgery.ledger import Floats
+from pipeline.surgery.norms import group_norm_over_kept, layer_norm_over_kept
+
+if TYPE_CHECKING:
+    from pipeline.surgery.cut import Cut
+
+Constants = Callable[[Floats], Floats]  # per position of the axis
+
+
+def per_channel(
+    a: Analysis, node: fx.Node, x: Labels, axis: int, parameters: Sequence[str], constants: Constants,
+    rewrite: Callable[[Cut, int], None] | None = None,
+) -> Result:  # fmt: skip
+    """y[c] = f_c(x[c]) with parameters indexed by c."""
+    axis %= len(x.shape)
+    ids = a.channels(node, x, axis)
+    if ids is None:
+        for name in parameters:
+            a.freeze(node, "belongs to channels that cannot be cut", a.parameter(name).all_ids())
+        return Labels(x.shape), lambda cut: Labels(x.shape)
+    out = a.ledger.fresh(constants(a.ledger.constant(ids)), a.ledger.measured(ids))
+    a.ledger.tie(out, ids)
+    for name in parameters:
+        a.ledger.tie(out, a.axis_ids(name, 0))
+
+    def recast(cut: Cut) -> Labels:
+        source = cut.value(node.args[0])
+        arrived = positions(ids, source.at(axis).ids)
+        for name in parameters:
+            cut.slice(name, 0, arrived, out)
+        if rewrite is not None:
+            rewrite(cut, len(arrived))
+        shape = (*source.shape[:axis], len(arrived), *source.shape[axis + 1 :])
+        return Labels(shape, (Field((axis,), out[arrived]),))
+
+    return Labels(x.shape, (Field((axis,), out),)), recast
+
+
+def _numpy(t: Tensor | None, default: float) -> Any:
+    return default if t is None else t.detach().to(torch.float64).cpu().numpy()
+
+
+def batch_norm(
+    a: Analysis, node: fx.Node, x: Any, mean: str | None, var: str | None, weight: str | None, bias: str | None, eps: float
+) -> Result | None:
+    """Eval mode: y = gamma * (x - mean) / sqrt(var + eps) + beta; gamma = 0 makes a constant of anything."""
+    if not isinstance(x, Labels) or len(x.shape) < 2 or mean is None or var is None:
+        return None
+    gamma, beta = (None if n is None else a.tensor(n) for n in (weight, bias))
+    scale = _numpy(gamma, 1.0) / np.sqrt(_numpy(a.tensor(var), 1.0) + eps)
+    shift, middle = _numpy(beta, 0.0), _numpy(a.tensor(mean), 0.0)
+
+    def constants(v: Floats) -> Floats:
+        return np.where(scale == 0, shift, (v - middle) * scale + shift)
+
+    return per_channel(a, node, x, 1, [n for n in (mean, var, weight, bias) if n is not None], constants)
+
+
+def batch_norm_module(a: Analysis, node: fx.Node) -> Result | None:
+    m: Any = a.traced.module.get_submodule(str(node.target))
+    names = [f"{node.target}.{n}" if getattr(m, n) is not None else None for n in ("running_mean", "running_var", "weight", "bias")]
+    return batch_norm(a, node, a.value(node.args[0]), *names, eps=m.eps)
+
+
+def batch_norm_function(a: Analysis, node: fx.Node) -> Result | None:
+    order = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = {**dict(zip(order, a.value(node.args), strict=False)), **a.value(node.kwargs)}
+    if given.get("training", False):
+        return None
+    names = [_name(given.get(n)) for n in ("running_mean", "running_var", "weight", "bias")]
+    return batch_norm(a, node, given.get("input"), *names, eps=given.get("eps", 1e-5))
+
+
+def _name(x: Any) -> str | None:
+    return x.parameter if isinstance(x, Labels) else None
+
+
+def instance_norm(a: Analysis, node: fx.Node) -> Result | None:
+    """Statistics of each channel alone: a constant channel becomes its beta."""
+    m: Any = a.traced.module.get_submodule(str(node.target))
+    x = a.value(node.args[0])
+    if not isinstance(x, Labels) or m.track_running_stats:
+        return None
+    names = [f"{node.target}.{n}" for n in ("weight", "bias") if getattr(m, n) is not None]
+    beta, gamma = _numpy(m.bias, 0.0), _numpy(m.weight, 1.0)
+    return per_channel(a, node, x, 1, names, lambda v: np.where(np.isfinite(v) | (gamma == 0), beta, np.nan))
+
+
+def prelu(a: Analysis, node: fx.Node) -> Result | None:
+    if node.op == "call_module":
+        weight = f"{node.target}.weight"
+    else:
+        named = _name(a.value(node.args[1])) if len(node.args) == 2 else None
+        if named is None:
+            return None
+        weight = named
+    x, slope = a.value(node.args[0]), _numpy(a.tensor(weight), 0.0)
+    if not isinstance(x, Labels) or len(x.shape) < 2:
+        return None
+    names = [weight] if len(slope) > 1 else []
+    return per_channel(a, node, x, 1, names, lambda v: np.where(v >= 0, v, v * slope))
+
+
+def _normalised(
+    a: Analysis, node: fx.Node, x: Labels, axes: Sequence[int], weight: str | None, bias: str | None, groups: int = 1
+) -> tuple[Ids, Ids] | None:
+    """Channels whose joint statistics are taken: (ids in, ids out) along the one channel axis among `axes`."""
+    on = [ax for ax in axes if x.at(ax) is not None]
+    for f in x.fields:
+        if len(on) != 1 or f.axes != (on[0],):
+            a.freeze(node, "normalised over several channel axes", f.ids)
+    if len(on) != 1 or x.fields[0].axes != (on[0],) or len(x.fields) > 1:
+        return None
+    ids = x.fields[0].ids
+    a.ledger.read(ids, a.ledger.constant(ids) == 0)
+    gamma = _numpy(None if weight is None else a.tensor(weight), 1.0)
+    beta = _numpy(None if bias is None else a.tensor(bias), 0.0)
+    steady = np.broadcast_to(gamma == 0, ids.shape)
+    out = a.ledger.fresh(np.where(steady, np.broadcast_to(beta, ids.shape), np.nan))
+    a.ledger.tie(out, ids)
+    if groups > 1:
+        a.ledger.equal_rows(ids.reshape(groups, -1))
+    return ids, out
+
+
+def layer_norm(
+    a: Analysis, node: fx.Node, x: Any, shape: Sequence[int], weight: str | None, bias: str | None, eps: float,
+    arguments: Callable[[Cut], tuple[Any, Any, Any]],
+) -> Result | None:  # fmt: skip
+    """Over the last axes; a channel goes only if it is zero on both sides, and the statistics go on counting it."""
+    if not isinstance(x, Labels) or any(n is not None and a.tensor(n).dim() > 1 for n in (weight, bias)):
+        return None
+    rank, dims = len(x.shape), len(shape)
+    axes = list(range(rank - dims, rank))
+    inside = Labels(x.shape, tuple(f for f in x.fields if set(f.axes) & set(axes)))
+    if len(inside.fields) < len(x.fields):
+        return None
+    pair = _normalised(a, node, x, axes, weight, bias)
+    names = [n for n in (weight, bias) if n is not None]
+    if pair is None:
+        return Labels(x.shape), lambda cut: Labels(x.shape)
+    ids, out = pair
+    axis = x.fields[0].axes[0]
+    for n in names:
+        a.ledger.tie(out, a.axis_ids(n, 0))
+
+    def recast(cut: Cut) -> Labels:
+        source = cut.value(node.args[0])
+        arrived = positions(ids, source.at(axis).ids)
+        for n in names:
+            cut.slice(n, 0, arrived, out)
+        if len(arrived) < len(ids):
+            given, w, b = arguments(cut)
+            cut.rewrite(node, layer_norm_over_kept, (given, w, b, eps, dims, prod(x.shape[ax] for ax in axes)))
+        size = (*source.shape[:axis], len(arrived), *source.shape[axis + 1 :])
+        return Labels(size, (Field((axis,), out[arrived]),))
+
+    return Labels(x.shape, (Field((axis,), out),)), recast
+
+
+def layer_norm_module(a: Analysis, node: fx.Node) -> Result | None:
+    m: Any = a.traced.module.get_submodule(str(node.target))
+    names = [None if getattr(m, n) is None else f"{node.target}.{n}" for n in ("weight", "bias")]
+    return layer_norm(
+        a, node, a.value(node.args[0]), m.normalized_shape, names[0], names[1], m.eps,
+        lambda cut: (node.args[0], cut.attribute(names[0]), cut.attribute(names[1])),
+    )  # fmt: skip
+
+
+def layer_norm_function(a: Analysis, node: fx.Node) -> Result | None:
+    order = ("input", "normalized_shape", "weight", "bias", "eps")
+    raw = {**dict(zip(order, node.args, strict=False)), **node.kwargs}
+    given = a.value(raw)
+    if any(isinstance(given.get(n), Labels) and given[n].parameter is None for n in ("weight", "bias")):
+        return None
+    return layer_norm(
+        a, node, given["input"], given["normalized_shape"], _name(given.get("weight")), _name(given.get("bias")),
+        given.get("eps", 1e-5), lambda cut: (raw["input"], raw.get("weight"), raw.get("bias")),
+    )  # fmt: skip
+
+
+def kept_layer_norm(a: Analysis, node: fx.Node) -> Result | None:
+    """A layer norm of a network that was cut before."""
+    x, weight, bias, eps, dims, full = a.value(node.args)
+    names = [_name(weight), _name(bias)]
+    result = layer_norm(a, node, x, x.shape[-dims:], names[0], names[1], eps, lambda cut: (node.args[0], node.args[1], node.args[2]))
+    if result is None:
+        return None
+    labels, again = result
+
+    def recast(cut: Cut) -> Any:
+        out = again(cut)
+        cut.rewrite(node, layer_norm_over_kept, (*node.args[:5], full))
+        return out
+
+    return labels, recast
+
+
+def group_norm(
+    a: Analysis, node: fx.Node, x: Any, groups: int, weight: str | None, bias: str | None, eps: float, full: int,
+    arguments: Callable[[Cut], tuple[Any, Any, Any]],
+) -> Result | None:  # fmt: skip
+    """Statistics of a group of channels and all positions; `full` channels a group are counted."""
+    if not isinstance(x, Labels):
+        return None
+    pair = _normalised(a, node, x, list(range(1, len(x.shape))), weight, bias, groups)
+    if pair is None:
+        return Labels(x.shape), lambda cut: Labels(x.shape)
+    ids, out = pair
+    names = [n for n in (weight, bias) if n is not None]
+    for n in names:
+        a.ledger.tie(out, a.axis_ids(n, 0))
+
+    def recast(cut: Cut) -> Labels:
+        arrived = positions(ids, cut.value(node.args[0]).at(1).ids)
+        if len(arrived) % groups or (arrived.reshape(groups, -1) // (len(ids) // groups) != np.arange(groups)[:, None]).any():
+            raise LayoutError("channels left their group", ids)
+        for n in names:
+            cut.slice(n, 0, arrived, out)
+        if len(arrived) < len(ids):
+            given, w, b = arguments(cut)
+            cut.rewrite(node, group_norm_over_kept, (given, groups, w, b, eps, full))
+        return Labels((x.shape[0], len(arrived), *x.shape[2:]), (Field((1,), out[arrived]),))
+
+    return Labels(x.shape, (Field((1,), out),)), recast
+
+
+def group_norm_module(a: Analysis, node: fx.Node) -> Result | None:
+    m: Any = a.traced.module.get_submodule(str(node.target))
+    names = [None if getattr(m, n) is None else f"{node.target}.{n}" for n in ("weight", "bias")]
+    return group_norm(
+        a, node, a.value(node.args[0]), m.num_groups, names[0], names[1], m.eps, m.num_channels // m.num_groups,
+        lambda cut: (node.args[0], cut.attribute(names[0]), cut.attribute(names[1])),
+    )  # fmt: skip
+
+
+def group_norm_function(a: Analysis, node: fx.Node) -> Result | None:
+    order = ("input", "num_groups", "weight", "bias", "eps")
+    raw = {**dict(zip(order, node.args, strict=False)), **node.kwargs}
+    given = a.value(raw)
+    x = given["input"]
+    if not isinstance(x, Labels) or any(isinstance(given.get(n), Labels) and given[n].parameter is None for n in ("weight", "bias")):
+        return None
+    groups = given["num_groups"]
+    return group_norm(
+        a, node, x, groups, _name(given.get("weight")), _name(given.get("bias")), given.get("eps", 1e-5),
+        x.shape[1] // groups, lambda cut: (raw["input"], raw.get("weight"), raw.get("bias")),
+    )  # fmt: skip
+
+
+def kept_group_norm(a: Analysis, node: fx.Node) -> Result | None:
+    x, groups, weight, bias, eps, full = a.value(node.args)
+    return group_norm(
+        a, node, x, groups, _name(weight), _name(bias), eps, full, lambda cut: (node.args[0], node.args[2], node.args[3])
+    )
+
+
+MODULES: dict[type[nn.Module], Rule] = {
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), batch_norm_module),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), instance_norm),
+    nn.LayerNorm: layer_norm_module,
+    nn.GroupNorm: group_norm_module,
+    nn.PReLU: prelu,
+}
+FUNCTIONS: dict[str, Rule] = {
+    "batch_norm": batch_norm_function,
+    "layer_norm": layer_norm_function,
+    "group_norm": group_norm_function,
+    "prelu": prelu,
+    "layer_norm_over_kept": kept_layer_norm,
+    "group_norm_over_kept": kept_group_norm,
+}

@@ -1,0 +1,254 @@
+"""Trace a network into a graph whose every value has a known shape.
+
+`torch.fx` records the calls; each recorded call is also executed on meta tensors, so that control flow on shapes
+takes the branch the example inputs take. A submodule that cannot be followed becomes one opaque node.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pipeline.surgery.attention import OpenAttention
+
+OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
+
+
+class ConcreteProxy(fx.Proxy):  # type: ignore[misc]
+    """A proxy that knows the value its example inputs give it; asked for a plain number, it answers with that."""
+
+    def __len__(self) -> int:
+        return len(self.node.meta["val"])
+
+    def __index__(self) -> int:
+        return operator.index(self.node.meta["val"])
+
+    def __int__(self) -> int:
+        return int(self.node.meta["val"])
+
+    def __float__(self) -> float:
+        return float(self.node.meta["val"])
+
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Record the assignment out of place; later reads of this proxy see the result."""
+        self.node = self.tracer.create_proxy("call_function", with_item, (self, index, value), {}).node
+
+
+def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of `x` in which `x[index] = value`."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+class ShapeTracer(fx.Tracer):
+    """Traces the meta twin of a network; nodes carry `meta["val"]`, a meta tensor or a plain value."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, example_inputs: tuple[Tensor, ...]) -> None:
+        super().__init__(param_shapes_constant=False)
+        self._inputs = iter([x.to("meta") for x in example_inputs])
+        self._cached: dict[str, Any] = {}
+        self._executing = False
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._executing:
+            return attr_val
+        self._cached = parameter_proxy_cache  # kept to forget the parameters of a submodule given up on
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, OpenAttention | fx.GraphModule):
+            return False
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> ConcreteProxy:
+        return ConcreteProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        if kind == "call_function" and getattr(target, "__module__", "").startswith("torchvision."):
+            return target(*args, **kwargs)  # functions registered with fx.wrap: their bodies can be followed
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if kind == "placeholder":
+            proxy.node.meta["val"] = next(self._inputs)
+        elif kind != "output":
+            self._executing = True
+            try:
+                proxy.node.meta["val"] = self._execute(proxy.node)
+            finally:
+                self._executing = False
+        return proxy
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(obj.node.meta["val"])
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([obj[i] for i in range(len(obj.node.meta["val"]))])
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._executing:
+            return forward(*args, **kwargs)
+        before, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            self.module_stack = stack
+            for node in list(self.graph.nodes)[before:][::-1]:
+                self.graph.erase_node(node)
+            left = set(self.graph.nodes)
+            for name in [n for n, p in self._cached.items() if p.node not in left]:
+                del self._cached[name]
+            proxy = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+            proxy.node.meta[OPAQUE] = f"{type(m).__name__} cannot be traced ({first_line(error)})"
+            return proxy
+
+    def _execute(self, node: fx.Node) -> Any:
+        def value(x: Any) -> Any:
+            return x.meta["val"] if isinstance(x, fx.Node) else x.to("meta") if isinstance(x, Tensor) else x
+
+        args, kwargs = fx.node.map_aggregate(node.args, value), fx.node.map_aggregate(node.kwargs, value)
+        match node.op:
+            case "call_function":
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+            case "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)  # type: ignore[index]
+            case "call_module":
+                return self.root.get_submodule(str(node.target))(*args, **kwargs)
+            case _:
+                value_of = operator.attrgetter(str(node.target))(self.root)
+                return value_of.detach().to("meta") if isinstance(value_of, Tensor) else value_of
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph over the network's own modules; `frozen` says why nothing could be traced, if so."""
+
+    module: fx.GraphModule
+    example_inputs: tuple[Tensor, ...]
+    frozen: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:160]
+
+
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A copy of the network whose parameters and buffers have shapes but no memory."""
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    for b in model.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def open_attention(model: nn.Module) -> None:
+    """Replace every `nn.MultiheadAttention` by a module of the same parameters whose forward can be traced."""
+    for name, child in list(model.named_children()):
+        if type(child) is nn.MultiheadAttention:
+            setattr(model, name, OpenAttention(child))
+        else:
+            open_attention(child)
+
+
+def has_attention(model: nn.Module) -> bool:
+    return any(type(m) is nn.MultiheadAttention for m in model.modules())
+
+
+def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
+    """Trace `model` in eval mode on inputs of the shapes and dtypes of `example_inputs`.
+
+    The graph shares the model's parameters; the model itself is left as it is. A network that cannot be followed at
+    all comes back with `frozen` set and a graph of the module as one opaque node.
+    """
+    if has_attention(model):
+        model = shallow_copy(model)
+        open_attention(model)
+    twin = meta_twin(model).eval()
+    tracer = ShapeTracer(example_inputs)
+    root: nn.Module = model
+    frozen = None
+    try:
+        graph = tracer.trace(twin, concrete_args=_defaults(twin, len(example_inputs)))
+    except Exception as error:
+        frozen = f"{type(model).__name__} cannot be traced ({first_line(error)})"
+        root = nn.Module()
+        root.add_module("network", model)
+        graph = _one_node(example_inputs, frozen)
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
+    _follow_aliases(graph, root)
+    _erase_unread(graph, root)
+    return Traced(fx.GraphModule(root, graph, type(model).__name__), example_inputs, frozen)
+
+
+def shallow_copy(model: nn.Module) -> nn.Module:
+    """New module objects around the same parameters and buffers."""
+    memo = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, memo)
+
+
+def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:
+    """Arguments of forward beyond the example inputs, fixed at their defaults."""
+    import inspect
+
+    if isinstance(model, fx.GraphModule):
+        return None
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {p.name: p.default for p in named[given:] if p.default is not p.empty} or None
+
+
+def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:
+    graph = fx.Graph()
+    inputs = []
+    for i, x in enumerate(example_inputs):
+        node = graph.placeholder(f"input_{i}")
+        node.meta["val"] = x.to("meta")
+        inputs.append(node)
+    call = graph.call_module("network", tuple(inputs))
+    call.meta.update({OPAQUE: why, "val": None})
+    graph.output(call)
+    return graph
+
+
+def in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the call overwrites its first argument."""
+    match node.op:
+        case "call_module":
+            return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+        case "call_method":
+            return str(node.target).endswith("_") and not str(node.target).endswith("__")
+        case "call_function":
+            name = getattr(node.target, "__name__", "")
+            known = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+            return known or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+    return False
+
+
+def _follow_aliases(graph: fx.Graph, root: nn.Module) -> None:
+    """Let readers that come after an in-place call read its result, as they do in memory."""
+    seen: set[fx.Node] = set()
+    for node in graph.nodes:
+        seen.add(node)
+        if not node.args or not isinstance(node.args[0], fx.Node) or not in_place(node, root):
+            continue
+        source = node.args[0]
+        source.replace_all_uses_with(node, delete_user_cb=lambda user, seen=set(seen): user not in seen)  # type: ignore[misc]
+
+
+def _erase_unread(graph: fx.Graph, root: nn.Module) -> None:
+    """Erase calls whose results nobody reads (shape assertions, unused outputs)."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not in_place(node, root):
+            graph.erase_node(node)
