@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 class GraphError(Exception):
-    """ONNX Runtime does not load or run the graph; the message is its first line."""
+    """ONNX Runtime does not load or run the graph; the message is its reason on one line."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,26 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
 
-def read_graph(path: Path) -> onnx.ModelProto:
-    """The model in `path`, all weights inside the file; `UserError` if it is not a valid ONNX file."""
+def read_graph(path: Path, shown: Path | None = None) -> onnx.ModelProto:
+    """The model in `path`, all weights inside the file; `UserError` if it is not a valid ONNX file.
+
+    Messages name `shown` where `path` is a copy of it.
+    """
+    name = shown or path
     try:
         model = onnx.load(str(path), load_external_data=False)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing", "an ONNX file", "check the path") from error
+        raise UserError(f"{name} is missing", "an ONNX file", "check the path") from error
     except Exception as error:  # protobuf's DecodeError has no public common base
-        raise UserError(f"{path} cannot be read: {first_line(error)}", "an ONNX file", "export it again") from error
+        raise UserError(f"{name} cannot be read: {first_line(error)}", "an ONNX file", "export it again") from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
         raise UserError(
-            f"{path} keeps weights in another file", "all weights inside one ONNX file", "save it without external data"
+            f"{name} keeps weights in another file", "all weights inside one ONNX file", "save it without external data"
         )
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise UserError(f"{path} is not valid ONNX: {first_line(error)}", "a valid graph", "export it again") from error
+        raise UserError(f"{name} is not valid ONNX: {first_line(error)}", "a valid graph", "export it again") from error
     return model
 
 
@@ -125,7 +129,7 @@ def open_graph(source: Path | onnx.ModelProto) -> Any:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base below Exception
-        raise GraphError(first_line(error)) from error
+        raise GraphError(" ".join(str(error).split())[:300]) from error
 
 
 def run_graph(session: Any, images: Array) -> list[Array]:
@@ -133,7 +137,7 @@ def run_graph(session: Any, images: Array) -> list[Array]:
     try:
         return list(session.run(None, {session.get_inputs()[0].name: images}))
     except Exception as error:  # ONNX Runtime's errors share no base below Exception
-        raise GraphError(first_line(error)) from error
+        raise GraphError(" ".join(str(error).split())[:300]) from error
 
 
 def rows(samples: Array, count: int) -> Array:
@@ -160,5 +164,5 @@ def worst_difference(first: Sequence[Array], second: Sequence[Array]) -> float:
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         with np.errstate(invalid="ignore"):
             gaps = np.where(same, 0.0, np.abs(a.astype(np.float64) - b.astype(np.float64)))
-        worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf).max(initial=0.0)))
+        worst = max(worst, float(np.nan_to_num(gaps, nan=np.inf, posinf=np.inf).max(initial=0.0)))
     return worst

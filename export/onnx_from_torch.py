@@ -6,9 +6,10 @@ out of the graph, so the file says nothing about the machine that wrote it.
 
 from __future__ import annotations
 
-import logging
+import io
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +96,12 @@ def _logits(model: nn.Module, images: Tensor) -> graph.Array:
 
 
 def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
-    """The exporter's ModelProto. What torch logs meanwhile is shown after a success; a failure shows its reason."""
-    with _held_back_logs() as records:
+    """The exporter's ModelProto. What torch writes to stderr is shown after a success; a failure shows its reason.
+
+    On a failure torch dumps the traced program there, by print as well as by its loggers.
+    """
+    said = io.StringIO()
+    with redirect_stderr(said):
         try:
             program = torch.onnx.export(
                 model,
@@ -123,34 +128,8 @@ def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
                 f"{opset} as asked",
                 "ask for 18 or later",
             )
-    for record in records:
-        logging.getLogger(record.name).handle(record)
+    sys.stderr.write(said.getvalue())
     return exported
-
-
-@contextmanager
-def _held_back_logs() -> Iterator[list[logging.LogRecord]]:
-    """Collects what torch's and onnxscript's log handlers would print; yields the list of records."""
-    records: list[logging.LogRecord] = []
-
-    def hold(record: logging.LogRecord) -> bool:
-        records.append(record)
-        return False
-
-    loggers = [
-        logger
-        for name, logger in logging.root.manager.loggerDict.items()
-        if name.partition(".")[0] in ("torch", "onnxscript", "onnx_ir") and isinstance(logger, logging.Logger)
-    ]
-    handlers = {handler for logger in loggers for handler in logger.handlers} | {logging.lastResort}
-    held = [handler for handler in handlers if handler is not None]
-    for handler in held:
-        handler.addFilter(hold)
-    try:
-        yield records
-    finally:
-        for handler in held:
-            handler.removeFilter(hold)
 
 
 def _reason(error: BaseException) -> str:

@@ -103,8 +103,13 @@ def _to_fp16(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
     import onnx_ir
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    bare = copy.deepcopy(model)
+    real = {spec.name for spec in graph.inputs_of(model)}
+    for value in [value for value in bare.graph.input if value.name not in real]:
+        bare.graph.input.remove(value)  # a weight that is listed as an input would stay fp32, behind a cast
+    bare.ir_version = max(bare.ir_version, 4)  # the first that allows weights outside the inputs
     try:
-        converted = onnx_ir.from_proto(convert_float_to_float16(copy.deepcopy(model), keep_io_types=True))
+        converted = onnx_ir.from_proto(convert_float_to_float16(bare, keep_io_types=True))
         converted.graph.sort()  # the converter appends its casts at the end
         result: onnx.ModelProto = onnx_ir.to_proto(converted)
         result.graph.ClearField("value_info")

@@ -1,0 +1,122 @@
+"""The builder's process crashes, hangs, or loses its parent or its library."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from export.engine_from_onnx import HOUSE
+from export.flavours import EngineUnavailable
+from runtime.errors import UserError
+from tests.export.engines import build, needs_rtx
+from tests.export.graphs import conv_net
+
+pytestmark = needs_rtx
+
+
+def ends(pid: int) -> bool:
+    """Whether the process is gone, or dead and unreaped, within five seconds."""
+    try:
+        psutil.Process(pid).wait(5)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+def fake_python(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_crash_becomes_an_error(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = conv_net(tmp_path / "net.onnx")
+    script = "echo building >&2; echo 'terminate: out of luck' >&2; kill -SEGV $$"
+    monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", script))
+    with pytest.raises(UserError, match=r"builder was ended by SIGSEGV on .*its last words: terminate: out of luck"):
+        build(source, folder / "x.engine")
+    assert "terminate: out of luck" in (folder / "x.engine.log").read_text()
+    assert [item.name for item in folder.iterdir()] == ["x.engine.log"]
+
+
+def test_a_hang_ends_at_the_time_limit_and_leaves_no_process(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = conv_net(tmp_path / "net.onnx")
+    script = f"sleep 100 & echo $! > {tmp_path}/pid; wait"
+    monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", script))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"was still at .*net\.onnx after 0\.5 s"):
+        build(source, folder / "x.engine", time_limit_s=0.5)
+    assert time.monotonic() - started < 10
+    assert ends(int((tmp_path / "pid").read_text()))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_flavour_that_does_not_load_in_the_builder_is_no_user_error(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt_rtx  # so that the parent has it, and only the child finds the broken one
+
+    assert tensorrt_rtx.__version__
+    broken = tmp_path / "path"
+    broken.mkdir()
+    (broken / "tensorrt_rtx.py").write_text("raise ImportError('libnvinfer is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    with pytest.raises(EngineUnavailable, match="libnvinfer is missing"):
+        build(conv_net(tmp_path / "net.onnx"), folder / "x.engine")
+    assert list(folder.iterdir()) == []
+
+
+def test_without_any_flavour_the_command_ends_with_3(tmp_path: Path) -> None:
+    source = conv_net(tmp_path / "net.onnx")
+    code = (
+        "import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None\n"
+        "from export.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "x.engine"), "--target", "SM86"]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 3
+    assert ran.stderr.startswith("no engine: tensorrt cannot be imported")
+    assert "tensorrt_rtx cannot be imported" in ran.stderr
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_the_command_reports_errors_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", str(tmp_path / "gone.onnx"), str(tmp_path / "x.engine")]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    ran = subprocess.run([*command, "--target", "SM86"], env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_builder_dies_with_its_parent(tmp_path: Path) -> None:
+    child = (
+        "import time; from export.build_engine import _die_with_parent\n"
+        "_die_with_parent(); print('up', flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert psutil.pid_exists(pid)
+        process.kill()
+    assert ends(pid)
