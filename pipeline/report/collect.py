@@ -70,14 +70,14 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
     names = ("channels_before", "channels_dead", "channels_after", "max_abs_diff")
     if certificate is None or record is None:
         reasons = dict.fromkeys((*names, "evidence", "law"), f"stage {SURGERY} was not run")
-        return {**dict.fromkeys(reasons), "layers": [], "frozen": {}, "reasons": reasons}
-    result = record["result"]
+        return {**dict.fromkeys(reasons), "layers": [], "folded": [], "frozen": [], "reasons": reasons}
+    groups = certificate["groups"]
     return {
-        **{name: result[name] for name in names},
-        "evidence": certificate["evidence"],
-        "law": certificate["law"],
-        "layers": certificate["layers"],
-        "frozen": certificate["frozen"],
+        **{f"channels_{when}": certificate["channels"][when] for when in ("before", "dead", "after")},
+        "max_abs_diff": record["result"]["max_abs_diff"],
+        "evidence": {kind: sum(group[kind] for group in groups) for kind in ("by_proof", "by_measurement")},
+        **{name: certificate[name] for name in ("law", "layers", "folded", "frozen")},
+        "reasons": {} if certificate["law"] else {"law": "the cut was asked not to check it"},
     }
 
 

@@ -88,7 +88,7 @@ def context(source: view.Source) -> dict[str, Any]:
         "widest": max((layer.before for layer in report.surgery.layers), default=1),
         "histories": histories,
         "checked": bool(report.verdict.gates),
-        "certificate": list(_flat({"evidence": report.surgery.evidence, "law": report.surgery.law})),
+        "certificate": view.certificate(report),
         "environment": list(_flat(report.environment)),
         "training_picture": pictures.training_picture(source),
         "accuracy_picture": pictures.accuracy_picture(report),

@@ -62,12 +62,40 @@ class AccuracyDifference(Part):
 
 
 class Layer(Part):
-    """One group of channels that live and die together; `after` is `before` minus what was cut out."""
+    """Output channels of a layer; `after` is `before` minus what was cut out, which may be less than what is dead."""
 
-    name: str
+    layer: str
     before: int
     dead: int
     after: int
+
+
+class Evidence(Part):
+    """What the removal rests on, counted in groups of channels that go together."""
+
+    by_proof: int
+    by_measurement: int
+
+
+class Law(Part):
+    """compact(x) == dense(x) in float64, measured channels held at zero where `held`."""
+
+    max_rel_diff: float
+    tolerance: float
+    inputs: tuple[str, ...]
+    held: bool
+
+
+class Folded(Part):
+    layer: str
+    bias: str
+    largest: float
+
+
+class Frozen(Part):
+    where: str
+    reason: str
+    channels: int
 
 
 class Surgery(Reasoned):
@@ -77,10 +105,11 @@ class Surgery(Reasoned):
     max_abs_diff: float | None = Field(
         description="Largest fp32 difference of compact from dense with removed held at 0."
     )
-    evidence: dict[str, Any] | None = Field(description="What the deaths rest on.")
-    law: dict[str, Any] | None = Field(description="The float64 law: compact(x) == dense(x).")
+    evidence: Evidence | None
+    law: Law | None
     layers: list[Layer]
-    frozen: dict[str, str] = Field(description="Channels that could not be cut, by name -> why.")
+    folded: list[Folded] = Field(description="Layers whose bias took up constant channels.")
+    frozen: list[Frozen] = Field(description="Channels that could not be cut, where and why.")
 
 
 class Timing(Part):

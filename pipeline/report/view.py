@@ -182,12 +182,34 @@ def slower_than_small(source: Source) -> str | None:
 def widths(report: Report) -> str:
     """`stem 32 to 16, layer1 64 to 48`; layers that kept their width, or are many, are only counted."""
     changed = [layer for layer in report.surgery.layers if layer.after != layer.before]
-    parts = [f"{layer.name} {layer.before} to {layer.after}" for layer in changed[:LAYERS_SAID]]
+    parts = [f"{layer.layer} {layer.before} to {layer.after}" for layer in changed[:LAYERS_SAID]]
     if more := len(changed) - LAYERS_SAID:
         parts += [f"{more} more under Channels"] if more > 0 else []
     if kept := len(report.surgery.layers) - len(changed):
         parts.append(f"{kept} unchanged")
     return ", ".join(parts) or "no layer was cut"
+
+
+def certificate(report: Report) -> list[tuple[str, str]]:
+    """What the cut proved, as rows; [] where it was not made."""
+    cut, rows = report.surgery, list[tuple[str, str]]()
+    if cut.channels_before is None:
+        return rows
+    if cut.law is None:
+        rows.append(("Law in float64", f"not checked: {cut.reasons['law']}"))
+    else:
+        held = " (channels measured dead held at zero in it)" if cut.law.held else ""
+        rows += [
+            ("Law in float64", f"compact computes what dense computes{held}"),
+            ("Largest relative difference", f"{numbers.small(cut.law.max_rel_diff)}, allowed {cut.law.tolerance:g}"),
+            ("Checked on", ", ".join(cut.law.inputs)),
+        ]
+    rows.append(("Largest difference in float32", numbers.small(cut.max_abs_diff)))
+    if cut.evidence:
+        rows.append(("Removed by proof from the weights", numbers.count(cut.evidence.by_proof)))
+        rows.append(("Removed by measurement", numbers.count(cut.evidence.by_measurement)))
+    rows.append(("Layers whose bias took up constants", numbers.count(len(cut.folded))))
+    return rows
 
 
 def wilson(report: Report, accuracy: float) -> tuple[float, float] | None:

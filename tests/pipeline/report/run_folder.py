@@ -20,12 +20,12 @@ STAGES = (
 )
 IMAGES = 397
 LAYERS = (
-    {"name": "stem.conv", "before": 32, "dead": 3, "after": 32},
-    {"name": "layer1.0.conv1", "before": 32, "dead": 20, "after": 16},
-    {"name": "layer2.0.conv1", "before": 64, "dead": 40, "after": 32},
-    {"name": "layer2", "before": 64, "dead": 17, "after": 48},
-    {"name": "layer3.0.conv1", "before": 128, "dead": 101, "after": 32},
-    {"name": "layer3", "before": 128, "dead": 0, "after": 128},
+    {"layer": "stem.conv", "before": 32, "dead": 3, "after": 32},
+    {"layer": "layer1.0.conv1", "before": 32, "dead": 20, "after": 16},
+    {"layer": "layer2.0.conv1", "before": 64, "dead": 40, "after": 32},
+    {"layer": "layer2", "before": 64, "dead": 17, "after": 48},
+    {"layer": "layer3.0.conv1", "before": 128, "dead": 101, "after": 32},
+    {"layer": "layer3", "before": 128, "dead": 0, "after": 128},
 )
 BEFORE, DEAD, AFTER = 448, 181, 288  # sums of the above
 ENVIRONMENT = {
@@ -110,10 +110,33 @@ def stage(name: str, index: int) -> dict[str, Any]:
 
 def certificate() -> dict[str, Any]:
     return {
-        "evidence": {"proved": 60, "measured": 121},
-        "law": {"max_rel_diff_float64": 4.1e-15, "inputs": 8},
+        "schema": 1,
+        "channels": {"before": BEFORE, "dead": DEAD, "after": AFTER},
+        "parameters": {"before": 707_000, "after": 180_000},
+        "groups": [group("layer1_0_relu", 16, proof=5, measured=11), group("layer3_0_relu", 96, proof=0, measured=96)],
+        "folded": [{"layer": "layer1.0.conv2", "bias": "gained", "largest": 0.01}],
+        "law": {
+            "max_rel_diff": 4.1e-15,
+            "tolerance": 1e-9,
+            "inputs": ["random, batch 2", "8 test images"],
+            "held": True,
+        },
         "layers": list(LAYERS),
-        "frozen": {"fc": "outputs of the network stay"},
+        "frozen": [{"where": "fc", "reason": "output of the network", "channels": 10}],
+    }
+
+
+def group(name: str, removed: int, *, proof: int, measured: int) -> dict[str, Any]:
+    return {
+        "group": name,
+        "layers": [name],
+        "channels": 128,
+        "dead": removed + 2,
+        "removed": removed,
+        "kept_dead": 2,
+        "removed_indices": list(range(removed)),
+        "by_proof": proof,
+        "by_measurement": measured,
     }
 
 

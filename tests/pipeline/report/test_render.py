@@ -147,6 +147,16 @@ def test_slower_than_small_is_said_with_the_widths(run: Path) -> None:
     assert "2 unchanged" in text  # stem.conv and layer3
 
 
+def test_certificate_says_what_was_proved(run: Path) -> None:
+    text = section(page(run).text, "Certificate of the cut")
+    assert "Largest relative difference4.1e-15, allowed 1e-09" in text
+    assert "Removed by proof from the weights5" in text
+    assert "Removed by measurement107" in text  # 11 and 96
+    assert "random, batch 2, 8 test images" in text
+    assert document(run)["surgery"]["evidence"] == {"by_proof": 5, "by_measurement": 107}
+    assert document(run)["surgery"]["frozen"] == [{"where": "fc", "reason": "output of the network", "channels": 10}]
+
+
 def test_nothing_is_said_where_the_speed_follows_the_size(tmp_path: Path) -> None:
     models = check()["models"]
     models["dense"]["macs"] = 11_000_000  # 2.2 times compact's; 1.6 is 73 % of it
@@ -207,7 +217,7 @@ def test_a_folder_without_stages_is_an_error(tmp_path: Path) -> None:
         ("70-check/check.json", "{", "check.json: Expecting property name"),
         ("70-check/stage.json", "[]", "stage.json: not an object"),
         ("20-demp/history.jsonl", "1\n", "history.jsonl: "),
-        ("30-surgery/certificate.json", "{}", "certificate.json: lacks `evidence`"),
+        ("30-surgery/certificate.json", "{}", "certificate.json: lacks `groups`"),
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path, file: str, content: str, message: str) -> None:
