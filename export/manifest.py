@@ -124,8 +124,9 @@ def read(engine: Path) -> Manifest:
         document: Any = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}", "a manifest", remedy) from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = repr(document.get("schema"))[:40] if isinstance(document, dict) else "none"
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if type(schema) is not int or schema != SCHEMA:  # True == 1, and is none
+        found = schema if type(schema) is int and 0 <= schema < 1000 else f"a {type(schema).__name__}"
         raise UserError(f"{path} has the schema {found}", f"schema {SCHEMA}", remedy)
     try:
         manifest = Manifest.model_validate(document)

@@ -15,6 +15,8 @@ import pytest
 
 from export import manifest
 from export.engine_from_onnx import HOUSE, Engine
+from export.flavours import load
+from export.gpu import first_gpu
 from export.precision import cast
 from runtime.errors import UserError
 from tests.export.engines import build, needs_rtx
@@ -76,6 +78,20 @@ def test_manifest_tells_all(engines: dict[str, Engine], graphs: dict[str, Path])
     assert (limits.min, limits.opt, limits.max) == ([1, 3, 8, 8], [8, 3, 8, 8], [16, 3, 8, 8])
     assert told.max_batch == 16
     assert told.version.count(".") >= 2
+
+
+def test_preflight_of_a_real_engine(engines: dict[str, Engine]) -> None:
+    engine = engines["ada"].path
+    gpu = first_gpu()
+    told = manifest.preflight(engine)
+    if gpu is None:
+        assert (told.status, told.reasons) == ("wrong machine", ("no NVIDIA GPU or driver was found",))
+        asked = manifest._asked_rtx(load("tensorrt_rtx"), engine, "SM89", "SM90")  # the real library, without a driver
+        assert asked.status == "unknown"
+        assert asked.reasons[0] == "TensorRT-RTX gives no reason; the GPU is SM90, the engine is for SM89"
+    else:
+        assert told.status in ("ok", "wrong machine")
+        assert (told.status == "ok") >= (gpu.target == "SM89")
 
 
 def test_folder_holds_engines_manifests_and_logs_only(engines: dict[str, Engine]) -> None:
