@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from export.files import replacing, sha256
+from export.files import replacing
+from export.files import sha256 as sha256
+from export.files import write_json as write_json
 from runtime.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

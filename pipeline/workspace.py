@@ -56,11 +56,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A locked run folder. `say` takes lines for people; `facts` (device, seed, ...) go into every stage.json."""
+    """A locked run folder. `say` takes lines for people; `facts` (device, seed, ...) are asked for each stage.json."""
 
     folder: Path
     say: Callable[[str], None]
-    facts: Mapping[str, Any]
+    facts: Callable[[], Mapping[str, Any]]
     command: Callable[[str], str]
     redo: frozenset[str] = frozenset()
 
@@ -116,7 +116,7 @@ class Workspace:
             part.mkdir()
             start = time.monotonic()
             result = work(part)
-            facts = {"seconds": round(time.monotonic() - start, 3), **self.facts, "command": self.command(name)}
+            facts = {"seconds": round(time.monotonic() - start, 3), **self.facts(), "command": self.command(name)}
             record = stage_record.write(part, basis, result, facts, final)
             files.sync_tree(part)
             self._promote(name)
@@ -178,7 +178,7 @@ def open_workspace(
     folder: Path,
     *,
     say: Callable[[str], None],
-    facts: Mapping[str, Any],
+    facts: Callable[[], Mapping[str, Any]],
     command: Callable[[str], str],
     redo: frozenset[str] = frozenset(),
 ) -> Iterator[Workspace]:

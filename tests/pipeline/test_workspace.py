@@ -46,7 +46,7 @@ def opened(folder: Path, *redo: str) -> Iterator[tuple[Workspace, list[str]]]:
     said: list[str] = []
     facts = {"device": "cpu", "seed": 0}
     with open_workspace(
-        folder, say=said.append, facts=facts, command=lambda name: f"repeat {name}", redo=frozenset(redo)
+        folder, say=said.append, facts=lambda: facts, command=lambda name: f"repeat {name}", redo=frozenset(redo)
     ) as work:
         yield work, said
 

@@ -1,0 +1,227 @@
+"""The commands, thin: each turns its arguments into one call, prints one JSON line, and answers with an exit code.
+
+0 done or passed, 1 a gate failed, 2 bad usage, config or input (one line on stderr), 3 inconclusive, 130 interrupted,
+70 a fault of demport's own, with its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from runtime.errors import EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError
+
+EXIT_INTERNAL = 70
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has its own copy of click, or click, by its version
+
+app = typer.Typer(
+    name="demport",
+    help="Train with DemP, cut dead channels out exactly, export to ONNX and TensorRT, and check against dense.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(str, Enum):  # noqa: UP042  (typer of 2025 takes no StrEnum)
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class RunCommand(TyperCommand):
+    """`run`, whose help ends with the keys of a config."""
+
+    def get_help(self, ctx: Any) -> str:
+        from pipeline.config_file import describe_config
+
+        return f"{super().get_help(ctx)}\n\nKeys of a config, and of --set:\n\n{describe_config()}"
+
+
+DeviceOption = Annotated[
+    Device, typer.Option(help="Where torch trains and measures; auto takes a GPU if there is one.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="section.key=value", help="Override a key.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def _print_schema(asked: bool) -> None:
+    if asked:
+        from pipeline.config_file import config_schema
+
+        print(json.dumps(config_schema(), indent=2))
+        raise typer.Exit
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"demport {version('demport')}")
+        raise typer.Exit
+
+
+@app.callback()
+def demport(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train with DemP, cut dead channels out exactly, export to ONNX and TensorRT, and check against dense."""
+
+
+@app.command(cls=RunCommand)
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML config, e.g. configs/quickstart.yaml.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/<name of CONFIG>.")] = None,
+    override: SetOption = None,
+    device: DeviceOption = Device.auto,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Last stage to run, e.g. 40-onnx.")] = None,
+    redo: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run it although it is up to date.")] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--print-schema", callback=_print_schema, is_eager=True, help="Print the JSON schema of a config."
+        ),
+    ] = False,
+) -> int:
+    """The whole line, from data to report."""
+    from pipeline import run as line
+    from pipeline.config_file import load_config
+    from pipeline.progress import open_progress
+
+    settings = load_config(config, override or ())
+    order = line.Order(
+        out=out or Path("runs") / config.stem,
+        device=device.value,
+        until=line.CHECK if until is None else line.stage_named(until, "--until"),
+        redo=frozenset(line.stage_named(name, "--redo") for name in redo or ()),
+        config_folder=config.parent,
+    )
+    outcome = line.run(settings, order, open_progress())
+    return _finish(outcome.document(), outcome.exit_code)
+
+
+@app.command()
+def check(run: RunFolder, override: SetOption = None, device: DeviceOption = Device.auto) -> int:
+    """Measure and judge a finished run again."""
+    from pipeline import finished
+    from pipeline import run as line
+    from pipeline.progress import open_progress
+
+    order = line.Order(out=run, device=device.value, redo=frozenset({line.CHECK}))
+    outcome = finished.check(order, tuple(override or ()), open_progress())
+    return _finish(outcome.document(), outcome.exit_code)
+
+
+@app.command()
+def report(run: RunFolder) -> int:
+    """Write the report of a run again."""
+    from pipeline import finished
+    from pipeline.progress import open_progress
+
+    path = finished.report(run, open_progress())
+    return _finish({"status": "done", "report": str(path)}, EXIT_PASS)
+
+
+@app.command()
+def publish(
+    run: RunFolder,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The repository to write.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a repository that demport published.")] = False,
+    allow_rtx: Annotated[
+        bool,
+        typer.Option("--allow-rtx", help="Also engines of tensorrt_rtx, which Triton's own backend does not load."),
+    ] = False,
+) -> int:
+    """Write a Triton model repository from a run."""
+    from pipeline import finished
+    from pipeline.progress import open_progress
+    from pipeline.publishing import Target
+
+    published = finished.publish(run, Target(directory, replace, allow_rtx), open_progress())
+    return _finish(published.document(), EXIT_PASS)
+
+
+@app.command()
+def preflight(engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine file.")]) -> int:
+    """Say whether this machine can load an engine."""
+    from export.manifest import preflight as examine
+
+    told = examine(engine)
+    for reason in told.reasons:
+        print(reason, file=sys.stderr)
+    document = {"status": told.status, "engine": str(told.engine), "reasons": list(told.reasons)}
+    return _finish(document, told.exit_code)
+
+
+@app.command()
+def doctor() -> int:
+    """Say what is installed here and what it can do."""
+    from pipeline.doctor import diagnose
+
+    print(diagnose())
+    return EXIT_PASS
+
+
+def _finish(document: Mapping[str, Any], code: int) -> int:
+    """Print the JSON document that ends a command's output."""
+    print(json.dumps(document, separators=(",", ":"), allow_nan=False), flush=True)
+    return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def command_line(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code. Everything a user can cause ends in one line on stderr."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=list(arguments), prog_name="demport", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # typer turns a KeyboardInterrupt into this
+            raise KeyboardInterrupt
+        return EXIT_PASS if code is None else int(code)
+    except UserError as error:
+        return _complain(str(error))
+    except UsageError as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "demport"
+        found = str(error.format_message())  # type: ignore[attr-defined]  # every ClickException has it
+        usage = " ".join(context.get_usage().split()[1:]) if context else "demport COMMAND"
+        return _complain(f"{found.rstrip('.')}; expected {usage}; `{path} --help` tells more")
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print("error: a fault of demport's own; please report it with the lines above", file=sys.stderr)
+        return EXIT_INTERNAL
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def main() -> None:
+    """Entry point of the command `demport`."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(command_line(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What is installed on this machine, which devices it has, and what demport can do with them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from export.flavours import EngineUnavailable, Flavour, choose, load
+from export.gpu import first_gpu
+from runtime import device
+
+
+def diagnose() -> str:
+    """Lines for people; whatever is missing is told with its reason. Imports torch and TensorRT."""
+    return "\n".join([*_machine(), "", *_libraries(), "", *_abilities()])
+
+
+def _machine() -> list[str]:
+    here = device.environment()
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    return [
+        f"machine    {here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB; {here['os']}",
+        f"python     {here['python']}",
+        f"GPU        {', '.join(here['gpus']) or 'none found'}",
+        f"disk       {free_gib:.1f} GiB free here",
+        f"identity   {here['fingerprint']} (absolute latencies compare only where this is equal)",
+    ]
+
+
+def _libraries() -> list[str]:
+    installed = device.versions()
+    return [f"{name:18} {installed.get(name, 'not installed')}" for name in device.LIBRARIES]
+
+
+def _abilities() -> list[str]:
+    lines = [
+        ("train", _training()),
+        ("run ONNX", "on the CPU" if "onnxruntime" in device.versions() else "no, onnxruntime is not installed"),
+        *((f"import {flavour}", _imports(flavour)) for flavour in ("tensorrt", "tensorrt_rtx")),
+        ("build engines", _building()),
+        ("run engines", _running()),
+    ]
+    return [f"{what:20} {answer}" for what, answer in lines]
+
+
+def _training() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"on {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda}) and on the CPU"
+    return "on the CPU; torch finds no GPU"
+
+
+def _imports(flavour: Flavour) -> str:
+    try:
+        return f"yes, {load(flavour).__version__}"
+    except EngineUnavailable as error:
+        return f"no: {' '.join(str(error).split())}"
+
+
+def _building() -> str:
+    try:
+        choice = choose("auto", ("SM86",))
+    except EngineUnavailable as error:
+        return f"no: {' '.join(str(error).split())}"
+    if choice.flavour == "tensorrt":
+        return f"with tensorrt, for the GPU here ({choice.targets[0]})"
+    return "with tensorrt_rtx, ahead of time, for the compute capabilities in engine.targets"
+
+
+def _running() -> str:
+    gpu = first_gpu()
+    if gpu is None:
+        return "no: there is no NVIDIA GPU or driver"
+    if "pycuda" not in device.versions():
+        return f"no: pycuda is not installed (GPU {gpu.name}, {gpu.target})"
+    return f"on {gpu.name}, {gpu.target}, CUDA {gpu.driver_cuda}"

@@ -1,0 +1,81 @@
+"""Commands on the folder of a finished run: check it again, render its report, publish it."""
+
+from __future__ import annotations
+
+import functools
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import contents, data, rendering, stage_record
+from pipeline.config import Config
+from pipeline.config_file import load_config
+from pipeline.progress import Progress
+from pipeline.run import CHECK, Order, Outcome, check_stage, demand_device, outcome_of, workspace_of, write_config
+from pipeline.workspace import CONFIG, STAGES, Done, is_run
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.publishing import Published, Target
+
+PUBLISH = "80-publish"
+
+
+def config_of(folder: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """The config a run folder was made with. UserError if it is no run folder."""
+    if not is_run(folder) or not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no run folder", f"expected a folder with {CONFIG}", "make one with `demport run`")
+    return load_config(folder / CONFIG, overrides)
+
+
+def check(order: Order, overrides: tuple[str, ...], progress: Progress) -> Outcome:
+    """Run the check again on what a run left, with its config and `overrides`. Raises UserError."""
+    demand_device(order.device)
+    config = config_of(order.out, overrides)
+    contents.make_importable(Path.cwd())
+    with workspace_of(config, order, progress) as work:
+        before = [name for name in STAGES if name < CHECK]
+        made = {name: work.finished(name) for name in before}
+        _demand_same_data(config, made["10-dense"])
+        write_config(config, order.out)
+        images = functools.cache(partial(data.load, config.data))
+        read = tuple(made[name] for name in before if name != "20-demp")
+        return outcome_of(order.out, [check_stage(config, images, order, work, progress, read)], progress)
+
+
+def report(folder: Path, progress: Progress) -> Path:
+    """Render the report of a run folder again; the path of its HTML page. Raises UserError."""
+    with workspace_of(config_of(folder), Order(folder), progress):
+        rendering.render(folder)
+    return folder / "report.html"
+
+
+def publish(folder: Path, target: Target, progress: Progress) -> Published:
+    """Write a Triton model repository from a run, and record it in the run folder. Raises UserError."""
+    from pipeline.publishing import Published, publish_run
+
+    config = config_of(folder)
+    contents.make_importable(Path.cwd())
+    with workspace_of(config, Order(folder, redo=frozenset({PUBLISH})), progress) as work:
+        made = [work.finished(name) for name in ("50-simplify", "55-precision", "60-engine")]
+        simplified, casts, engines = made
+        done = work.stage(
+            PUBLISH,
+            lambda out: publish_run(config, folder, target, simplified, casts, engines),
+            inputs={"directory": str(target.directory), "allow_rtx": target.allow_rtx},
+            upstream=made,
+            code=1,
+            versions={},
+        )
+        return done.result(Published)
+
+
+def _demand_same_data(config: Config, dense: Done) -> None:
+    record = stage_record.read_unverified(dense.folder)
+    assert record is not None
+    if record["inputs"]["content"]["data"] != data.fingerprint(config.data):
+        raise UserError(
+            f"data.source {config.data.source} changed since {dense.folder} was made",
+            "the data of the run",
+            "bring it back, or run `demport run` again",
+        )
