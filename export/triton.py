@@ -118,7 +118,7 @@ def publish(
 def _check_request(models: Sequence[Model], directory: Path, labels: Sequence[str], replace: bool) -> None:
     names = [model.name for model in models]
     for name in names:
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or name == INDEX:
             raise UserError(
                 f"the model name {name!r}", "letters, digits, '_', '.', '-', at most 128, no '.' first", "rename it"
             )
