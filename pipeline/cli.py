@@ -114,6 +114,50 @@ def run(
 
 
 @app.command()
+def shrink(
+    model: Annotated[str, typer.Option(metavar="SPEC", help="As model.name of a config.")],
+    weights: Annotated[Path, typer.Option(metavar="FILE", help="safetensors of that network.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for plan, weights and certificate.")],
+    input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="Size of an image, e.g. 3,224,224.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="As data.source: cut what is dead on it, not only by proof.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Classes; default: of the data, else 1000.")
+    ] = None,
+    override: SetOption = None,
+) -> int:
+    """Cut the dead channels out of a network of your own."""
+    from pipeline import shrinking
+    from pipeline.config_file import config_from_overrides
+    from pipeline.contents import make_importable
+    from pipeline.progress import open_progress
+
+    given = {"model.name": model, "model.weights": str(weights)} | ({"data.source": data} if data else {})
+    settings = config_from_overrides([f"{key}={json.dumps(value)}" for key, value in given.items()] + (override or []))
+    make_importable(Path.cwd())
+    request = shrinking.Request(settings, _three(input_shape), classes, data is not None, out)
+    return _finish(shrinking.shrink_network(request, open_progress()), EXIT_PASS)
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx and .engine files.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images a launch, where a file leaves it open.")] = 32,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime; default: every core.")] = None,
+    device: DeviceOption = Device.auto,
+    min_blocks: Annotated[int, typer.Option(min=1, help="Fewest ABBA blocks.")] = 30,
+    time_limit: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time to measure.")] = 20.0,
+) -> int:
+    """Compare the latency of exported files, taken in turn."""
+    from pipeline import benching
+
+    told = benching.bench(files, benching.Conditions(batch, threads, device.value, min_blocks, time_limit))
+    print(benching.table(files, told), file=sys.stderr)
+    return _finish(told, EXIT_PASS)
+
+
+@app.command()
 def check(run: RunFolder, override: SetOption = None, device: DeviceOption = Device.auto) -> int:
     """Measure and judge a finished run again."""
     from pipeline import finished
@@ -179,6 +223,19 @@ def _finish(document: Mapping[str, Any], code: int) -> int:
     """Print the JSON document that ends a command's output."""
     print(json.dumps(document, separators=(",", ":"), allow_nan=False), flush=True)
     return code
+
+
+def _three(text: str | None) -> tuple[int, int, int] | None:
+    """`3,224,224` -> (3, 224, 224)."""
+    if text is None:
+        return None
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
+        raise UserError(f"--input-shape {text}", "three whole numbers from 1: C,H,W", "write e.g. 3,224,224")
+    return channels, height, width
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from export.files import replacing
@@ -60,6 +61,37 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when it is left without an exception, else is removed.
+
+    UserError: `path` is there already, cannot be made, or the disk is full.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already", "expected a new or empty folder", "choose another --out")
+    part = path.with_name(f".{path.name}.tmp")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        remove(part)
+        part.mkdir()
+        yield part
+        sync_tree(part)
+        part.rename(path)
+    except BaseException as error:
+        written = bytes_in(part)
+        remove(part)
+        if is_disk_full(error):
+            raise disk_full(existing(path.parent), written + 2**20, str(path)) from error
+        if isinstance(error, (PermissionError, NotADirectoryError)):
+            raise UserError(f"{path}: {error.strerror}", "a folder to write to", "choose another --out") from error
+        raise
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest parent that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -194,7 +194,7 @@ def open_workspace(
             yield workspace
     except OSError as error:
         if files.is_disk_full(error):
-            raise files.disk_full(_existing(folder), 2**20, "the run folder") from error
+            raise files.disk_full(files.existing(folder), 2**20, "the run folder") from error
         raise
 
 
@@ -252,8 +252,3 @@ def _part(folder: Path, name: str) -> Path:
 
 def _old(folder: Path, name: str) -> Path:
     return folder / f".{name}.old"
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest parent that is there."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())

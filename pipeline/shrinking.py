@@ -1,0 +1,120 @@
+"""`demport shrink`: surgery alone, on a network the user already has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline import data, files
+from pipeline.config import Config
+from pipeline.data import Dataset, Split
+from pipeline.models import build
+from pipeline.progress import Progress
+from pipeline.surgery import Anatomy, Compact, Source, save_compact, shrink
+from pipeline.surgery.plan import example_of
+from pipeline.surgery.stage import BATCH, confirm, cut_network
+from pipeline.training.census import census
+from runtime.errors import UserError
+
+DEFAULT_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """The network is `config.model`; with `use_data`, channels that are dead on all of `config.data` go too."""
+
+    config: Config
+    input_shape: tuple[int, int, int] | None
+    """(C, H, W); None takes it from the data."""
+    classes: int | None
+    """None takes them from the data, else 1000."""
+    use_data: bool
+    out: Path
+
+
+def shrink_network(request: Request, progress: Progress) -> dict[str, Any]:
+    """Write plan, weights and certificate to a new folder; the JSON document of what was cut. Raises UserError."""
+    settings = request.config
+    images = data.load(settings.data) if request.use_data else None
+    shape, classes = _shape(request, images), _classes(request, images)
+    with files.new_folder(request.out) as folder:
+        network = build(settings.model, num_classes=classes, input_shape=shape).eval()
+        compact, difference = _cut(settings, network, shape, images, progress)
+        source = Source(
+            name=settings.model.name, args=dict(settings.model.args), num_classes=classes, input_shape=shape
+        )
+        save_compact(compact, folder, source)
+    counts = compact.certificate["channels"]
+    told = {f"channels_{name}": counts[name] for name in ("before", "dead", "after")}
+    groups = compact.certificate["groups"]
+    evidence = {name: sum(group[name] for group in groups) for name in ("by_proof", "by_measurement")}
+    return {"status": "done", "out": str(request.out), **told, "removed": evidence, "max_abs_diff": difference}
+
+
+def _cut(
+    settings: Config, network: nn.Module, shape: tuple[int, int, int], images: Dataset | None, progress: Progress
+) -> tuple[Compact, float | None]:
+    """The compact network, and its largest fp32 difference over the test split where there is data."""
+    section = settings.surgery
+    if images is None:
+        compact = shrink(
+            network,
+            example_of(shape),
+            align=section.align,
+            residual=section.residual,
+            tolerance=section.law_tolerance,
+        )
+        return compact, None
+    dead, confirmation = _dead(network, shape, images, progress)
+    compact, difference = cut_network(section, network, images, dead)
+    compact.certificate["confirmation"] = confirmation
+    compact.certificate["max_abs_diff_fp32"] = difference
+    return compact, difference
+
+
+def _dead(
+    network: nn.Module, shape: tuple[int, int, int], images: Dataset, progress: Progress
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Channels that are dead on the whole training split, and how that was found."""
+    units = Anatomy(network, example_of(shape))
+    try:
+        progress.start("census", len(images.train))
+        dead = census(units, _told(images.train, progress))
+        progress.start("confirming the census", len(images.train))
+        return confirm(units, dead, images.train, progress)
+    finally:
+        progress.stop()
+
+
+def _told(split: Split, progress: Progress) -> Iterator[Tensor]:
+    """The images of a split, in batches, with progress."""
+    seen = 0
+    for images, _ in split.batches(BATCH):
+        yield images
+        seen += len(images)
+        progress.update(seen, f"{seen} images")
+
+
+def _shape(request: Request, images: Dataset | None) -> tuple[int, int, int]:
+    if images is None:
+        if request.input_shape is None:
+            raise UserError("no --input-shape and no --data", "the size of an image", "add --input-shape C,H,W")
+        return request.input_shape
+    if request.input_shape is not None and request.input_shape != images.input_shape:
+        told, found = (",".join(map(str, shape)) for shape in (request.input_shape, images.input_shape))
+        raise UserError(f"--input-shape {told}", f"{found}, as the images of --data are", "leave --input-shape out")
+    return images.input_shape
+
+
+def _classes(request: Request, images: Dataset | None) -> int:
+    if images is None:
+        return request.classes or DEFAULT_CLASSES
+    if request.classes not in (None, len(images.names)):
+        raise UserError(
+            f"--classes {request.classes}", f"{len(images.names)}, the classes of --data", "leave --classes out"
+        )
+    return len(images.names)
