@@ -86,6 +86,17 @@ class Law(Part):
     held: bool
 
 
+class Confirmation(Part):
+    """The census taken again on the whole training split: a channel that fired once was kept as alive."""
+
+    images: int
+    revived: int
+    largest_activation: dict[str, float] = Field(
+        description="Activation -> largest value of a channel that stays dead."
+    )
+    approximate: list[str] = Field(description="Activations other than ReLU, where a measured death is not exactly 0.")
+
+
 class Folded(Part):
     layer: str
     bias: str
@@ -106,6 +117,7 @@ class Surgery(Reasoned):
         description="Largest fp32 difference of compact from dense with removed held at 0."
     )
     evidence: Evidence | None
+    confirmation: Confirmation | None
     law: Law | None
     layers: list[Layer]
     folded: list[Folded] = Field(description="Layers whose bias took up constant channels.")

@@ -208,6 +208,13 @@ def certificate(report: Report) -> list[tuple[str, str]]:
     if cut.evidence:
         rows.append(("Removed by proof from the weights", numbers.count(cut.evidence.by_proof)))
         rows.append(("Removed by measurement", numbers.count(cut.evidence.by_measurement)))
+    if cut.confirmation:
+        again, largest = cut.confirmation, max(cut.confirmation.largest_activation.values(), default=0.0)
+        revived = f"{again.images:,} training images, {again.revived} channels of the last census found alive on them"
+        rows.append(("Deaths confirmed on", revived))
+        if again.approximate:
+            names = ", ".join(again.approximate)
+            rows.append(("Approximate", f"{names}: dead channels reach {numbers.small(largest)} there, not 0"))
     rows.append(("Layers whose bias took up constants", numbers.count(len(cut.folded))))
     return rows
 

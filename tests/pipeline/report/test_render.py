@@ -13,7 +13,17 @@ import pytest
 
 from pipeline.report.render import render
 from runtime.errors import UserError
-from tests.pipeline.report.run_folder import AFTER, BEFORE, DEAD, STAGES, check, stage, write_json, write_run
+from tests.pipeline.report.run_folder import (
+    AFTER,
+    BEFORE,
+    DEAD,
+    STAGES,
+    certificate,
+    check,
+    stage,
+    write_json,
+    write_run,
+)
 
 NASTY = '<script>alert("x")</script>'
 
@@ -152,9 +162,22 @@ def test_certificate_says_what_was_proved(run: Path) -> None:
     assert "Largest relative difference4.1e-15, allowed 1e-09" in text
     assert "Removed by proof from the weights5" in text
     assert "Removed by measurement107" in text  # 11 and 96
+    assert "1,400 training images, 2 channels of the last census found alive" in text
     assert "random, batch 2, 8 test images" in text
+    assert "Approximate" not in text
     assert document(run)["surgery"]["evidence"] == {"by_proof": 5, "by_measurement": 107}
     assert document(run)["surgery"]["frozen"] == [{"where": "fc", "reason": "output of the network", "channels": 10}]
+
+
+def test_certificate_without_a_law_or_with_another_activation_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    again = {"images": 9, "revived": 0, "largest_activation": {"gelu": 0.17, "relu": 0.0}, "approximate": ["gelu"]}
+    write_json(folder / "30-surgery" / "certificate.json", certificate() | {"law": None, "confirmation": again})
+    render(folder)
+    text = section(page(folder).text, "Certificate of the cut")
+    assert "Law in float64not checked: the cut was asked not to check it" in text
+    assert "Approximategelu: dead channels reach 0.17 there, not 0" in text
+    assert document(folder)["surgery"]["reasons"] == {"law": "the cut was asked not to check it"}
 
 
 def test_nothing_is_said_where_the_speed_follows_the_size(tmp_path: Path) -> None:
