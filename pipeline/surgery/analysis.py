@@ -59,8 +59,10 @@ class Analysis:
         module = self.traced.module
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             self._names.setdefault(id(tensor), name)
+        self._fetched: set[str] = set()
         for node in module.graph.nodes:
             if node.op == "get_attr":
+                self._fetched.add(self.canonical(str(node.target)))
                 self.uses[self.canonical(str(node.target))] += len(node.users)
             elif node.op == "call_module" and isinstance(getattr(module.get_submodule(node.target), "weight", None), Tensor):
                 self.uses[self.canonical(f"{node.target}.weight")] += 1
@@ -89,7 +91,8 @@ class Analysis:
             fields = []
             for axis, size in enumerate(data.shape):
                 if size > 1:
-                    fields.append(Field((axis,), self.ledger.fresh(_uniform(data, axis))))
+                    known = _uniform(data, axis) if name in self._fetched else np.full(size, np.nan)
+                    fields.append(Field((axis,), self.ledger.fresh(known)))
             self.parameters[name] = Labels(tuple(data.shape), tuple(fields), name)
         return self.parameters[name]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
@@ -62,16 +64,20 @@ def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
     return groups
 
 
-def strength(analysis: Analysis, classes: Ids) -> Floats:
-    """Per class the sum of squares of the weights that make it: which of the dead is the most alive."""
-    import torch
+class Strength:
+    """Per class the sum of squares of the weights that make it: which of the dead is the most alive. Read when asked."""
 
-    out = np.zeros(int(classes.max()) + 1 if len(classes) else 0)
-    for layer in analysis.layers:
-        weight = analysis.tensor(layer.weight).detach()
-        norms = torch.linalg.vector_norm(weight.movedim(layer.axis, 0).flatten(1), dim=1).cpu().double().numpy()
-        np.add.at(out, classes[layer.ids], np.resize(norms, len(layer.ids)) ** 2)
-    return out
+    def __init__(self, analysis: Analysis, classes: Ids) -> None:
+        self._analysis, self._classes = analysis, classes
+
+    @cached_property
+    def of_class(self) -> Floats:
+        out = np.zeros(int(self._classes.max()) + 1)
+        for layer in self._analysis.layers:
+            weight = self._analysis.tensor(layer.weight).detach()
+            norms = torch.linalg.vector_norm(weight.movedim(layer.axis, 0).flatten(1), dim=1).cpu().double().numpy()
+            np.add.at(out, self._classes[layer.ids], np.resize(norms, len(layer.ids)) ** 2)
+        return out
 
 
 def choose(
@@ -85,7 +91,7 @@ def choose(
         made[classes[layer.ids]] = True
     dead &= made
     choice = Choice(classes, dead, ~dead, groups_of(analysis, classes))
-    rank = strength(analysis, classes)
+    rank = Strength(analysis, classes)
     if wanted is not None:
         wanted(choice)
     while True:
@@ -101,7 +107,7 @@ def choose(
             choice.late.append(Freeze("layout", error.reason, error.ids))
 
 
-def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int], rank: Floats) -> bool:
+def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int], rank: Strength) -> bool:
     """One round of keeping more; whether anything changed."""
     before = int(choice.keep.sum())
     for group in choice.groups:
@@ -121,7 +127,7 @@ def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int],
     return int(choice.keep.sum()) != before
 
 
-def _keep_most_alive(choice: Choice, classes: Ids, count: int, rank: Floats) -> None:
+def _keep_most_alive(choice: Choice, classes: Ids, count: int, rank: Strength) -> None:
     gone = np.unique(classes[~choice.keep[classes]])
     if count > 0:
-        choice.keep[gone[np.argsort(-rank[gone], kind="stable")[:count]]] = True
+        choice.keep[gone[np.argsort(-rank.of_class[gone], kind="stable")[:count]]] = True

@@ -48,6 +48,14 @@ def _reach(weight: Tensor, w: Weights) -> Tensor:
     return taps if w.out_axis == 0 else taps.t()
 
 
+def _all_zero(rows: Tensor) -> Tensor:
+    """Whether each rows[i] is zero throughout; only rows that start with a zero are read to the end."""
+    still = rows[(slice(None),) + (0,) * (rows.dim() - 1)] == 0
+    if still.any():
+        still[still.clone()] = ~rows[still].flatten(1).ne(0).any(1)
+    return still
+
+
 def mix(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> Result:
     """A dense or grouped map over `axis` of `x`; every other field of `x` passes through."""
     axis %= len(x.shape)
@@ -96,8 +104,7 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     bias = np.zeros(count) if w.bias is None else a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
     known = None if incoming is None else a.ledger.constant(incoming)
     if known is None or np.isnan(known).all():
-        top = torch.linalg.vector_norm(weight.detach().movedim(w.out_axis, 0).flatten(1), ord=float("inf"), dim=1)
-        still = (top == 0).cpu().numpy()
+        still = _all_zero(weight.detach().movedim(w.out_axis, 0)).cpu().numpy()
         if w.out_axis == 1 and w.groups > 1:
             still = np.tile(still, w.groups)
         return np.where(still, bias, np.nan), False
