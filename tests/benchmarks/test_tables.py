@@ -1,0 +1,72 @@
+"""Tables of measured figures: written from the results, and current in every document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import tables
+from runtime.errors import UserError
+
+POINTS: list[dict[str, Any]] = [
+    {"method": "dense", "seed": 0, "accuracy_pct": 99.5, "p50_ms": 1.8312, "macs": 20_000_000},
+    {"method": "demp", "seed": 0, "accuracy_pct": 99.0, "p50_ms": 0.9, "macs": 5_000_000},
+    {"method": "demp", "seed": 1, "accuracy_pct": 98.0, "p50_ms": 0.9, "macs": 5_000_000},
+    {"method": "a|b", "seed": 0, "accuracy_pct": None, "p50_ms": None, "macs": None},
+]
+TEXT = "before\n<!-- results few.cpu: method, accuracy_pct, p50_ms, macs -->\nold\n<!-- end of results -->\nafter\n"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    environment = {"cpu": "Example CPU", "cores": 2, "gpus": [], "versions": {"torch": "2.15.0", "numpy": "2.4"}}
+    document = {
+        "schema": 1,
+        "command": "python -m benchmarks.few",
+        "environment": environment,
+        "n": "3 runs",
+        "points": POINTS,
+    }
+    (tmp_path / "few.cpu.json").write_text(json.dumps(document), encoding="utf-8")
+    return tmp_path
+
+
+def test_rows_are_means_with_ranges(results: Path) -> None:
+    lines = tables.filled(TEXT, results).splitlines()
+    assert lines[2] == "| method | accuracy, % | p50, ms | macs |"
+    assert lines[3] == "| --- | --: | --: | --: |"
+    assert lines[4] == "| dense | 99.5 | 1.831 | 20,000,000 |"
+    assert lines[5] == "| demp | 98.5 (98 to 99) | 0.9 | 5,000,000 |"
+    assert lines[6] == "| a\\|b |  |  |  |"
+    assert lines[8] == (
+        "n = 3 runs; Example CPU, 2 cores; torch 2.15.0; `python -m benchmarks.few`; "
+        "[few.cpu.json](benchmarks/results/few.cpu.json)."
+    )
+
+
+def test_text_around_a_table_stays_and_filling_twice_changes_nothing(results: Path) -> None:
+    once = tables.filled(TEXT, results)
+    assert once.startswith("before\n") and once.endswith("<!-- end of results -->\nafter\n") and "old" not in once
+    assert tables.filled(once, results) == once
+
+
+def test_a_missing_file_or_key_is_named(results: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        tables.filled(TEXT.replace("few.cpu", "none"), results)
+    with pytest.raises(UserError, match=r"no point has `p51_ms`; expected one of .*'p50_ms'"):
+        tables.filled(TEXT.replace("p50_ms", "p51_ms"), results)
+
+
+def test_documents_are_current(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tables.main(["--check"]) == 0, "run `python -m benchmarks.tables`"
+    assert capsys.readouterr().out == ""
+
+
+def test_every_results_file_has_the_agreed_keys() -> None:
+    for path in tables.RESULTS.glob("*.json"):
+        document = json.loads(path.read_text("utf-8"))
+        assert {"schema", "command", "environment", "n", "points"} <= document.keys(), path.name
+        assert document["points"] and all(isinstance(point, dict) for point in document["points"]), path.name

@@ -1,0 +1,103 @@
+"""Builds the project's image without a container engine: a base from this machine's own Debian mirror, and buildah."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BASE, IMAGE = "localhost/demport-base", "localhost/demport"
+CERTIFICATES = Path("/usr/local/share/ca-certificates")
+
+
+def missing() -> str | None:
+    """Why no image can be built here; None where one can."""
+    absent = [name for name in ("buildah", "mmdebstrap") if shutil.which(name) is None]
+    if absent:
+        return f"no {' and no '.join(absent)} here"
+    return None if os.geteuid() == 0 else "buildah with chroot isolation and mmdebstrap need root"
+
+
+@dataclass(frozen=True)
+class Built:
+    """The image, and a store of its own that goes with the test."""
+
+    store: Path
+    container: str
+
+    def config(self) -> dict[str, Any]:
+        """What the image says of itself, in Docker's format."""
+        inspected = json.loads(_buildah(self.store, "inspect", "--type", "image", IMAGE).stdout)
+        config: dict[str, Any] = inspected["Docker"]
+        return config
+
+    def run(self, *arguments: str, volume: str | None = None, timeout_s: int = 900) -> subprocess.CompletedProcess[str]:
+        """What `docker run IMAGE ARGUMENTS` does; `buildah run` leaves the entry point to us."""
+        command = [*self.config()["config"]["Entrypoint"], *arguments]
+        mount = ["--volume", volume] if volume else []
+        options = ["run", "--isolation", "chroot", *mount, self.container, "--", *command]
+        return _buildah(self.store, *options, check=False, timeout_s=timeout_s)
+
+
+@contextmanager
+def built() -> Iterator[Built]:
+    """Build the Dockerfile on the local base; everything is removed afterwards, the cache of pip excepted."""
+    with tempfile.TemporaryDirectory(prefix="demport-image.", ignore_cleanup_errors=True) as name:
+        store = Path(name)
+        store.chmod(0o755)
+        try:
+            _make_base(store)
+            build = ["bud", "--isolation", "chroot", "--format", "docker", "--layers=false"]
+            _buildah(store, *build, "--build-arg", f"BASE_IMAGE={BASE}", "--tag", IMAGE, str(ROOT), timeout_s=2400)
+            yield Built(store, _buildah(store, "from", IMAGE).stdout.strip())
+        finally:
+            for command in (["rm", "--all"], ["rmi", "--all", "--force"]):
+                _buildah(store, *command, check=False)
+
+
+def _make_base(store: Path) -> None:
+    """This machine's distribution with Python alone, trusting the certificate authorities that this machine trusts."""
+    tree = store / "base.tar"
+    trust = f'cp {CERTIFICATES}/*.crt "$1{CERTIFICATES}/" 2>/dev/null || true; chroot "$1" update-ca-certificates'
+    packages = "python3,python3-venv,ca-certificates"
+    suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    command = ["mmdebstrap", "--quiet", "--mode=root", "--dpkgopt=force-unsafe-io", "--variant=minbase",
+               f"--include={packages}", f"--customize-hook={trust}", suite, str(tree), _mirror()]  # fmt: skip
+    _run(command, timeout_s=600)
+    container = _buildah(store, "from", "scratch").stdout.strip()
+    _buildah(store, "add", "--quiet", container, str(tree), "/")
+    _buildah(store, "commit", "--quiet", "--rm", container, BASE)
+    tree.unlink()
+
+
+def _mirror() -> str:
+    """The first package source of this machine."""
+    folder = Path("/etc/apt/sources.list.d")
+    for path in (folder / "debian.sources", folder / "ubuntu.sources", Path("/etc/apt/sources.list")):
+        for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+            words = line.split()
+            if words and words[0] in ("URIs:", "deb"):
+                return next(word for word in words[1:] if "://" in word)
+    raise AssertionError("no package source of Debian or Ubuntu in /etc/apt")
+
+
+def _buildah(
+    store: Path, *arguments: str, check: bool = True, timeout_s: int = 600
+) -> subprocess.CompletedProcess[str]:
+    places = ["--root", str(store / "root"), "--runroot", str(store / "run")]
+    return _run(["buildah", *places, *arguments], check=check, timeout_s=timeout_s)
+
+
+def _run(command: Sequence[str], *, check: bool = True, timeout_s: int) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
+    assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done

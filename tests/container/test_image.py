@@ -1,0 +1,52 @@
+"""The image, built from the Dockerfile on a Debian base made here: what it is, and that the line runs in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.container.builder import Built, built, missing
+
+pytestmark = pytest.mark.container
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Built]:
+    if reason := missing():
+        if os.environ.get("CI") == "true" and os.geteuid() == 0:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with built() as one:
+        yield one
+
+
+def test_it_starts_demport_as_a_user_without_rights(image: Built) -> None:
+    config = image.config()["config"]
+    assert config["Entrypoint"] == ["demport"]
+    assert config["User"] == "10001"
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+    assert "--version" in config["Healthcheck"]["Test"]
+
+
+def test_help_and_doctor(image: Built) -> None:
+    helped, doctor = image.run("--help"), image.run("doctor")
+    assert helped.returncode == 0 and "shrink" in helped.stdout
+    assert doctor.returncode == 0, doctor.stderr
+    assert "torch" in doctor.stdout and "onnxruntime" in doctor.stdout
+
+
+def test_the_quickstart_runs_to_its_report(image: Built, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    runs.chmod(0o1777)
+    done = image.run("run", "configs/quickstart.yaml", volume=f"{runs}:/workspace/runs", timeout_s=900)
+    assert done.returncode in (0, 3), done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["status"] in ("pass", "inconclusive")
+    report = json.loads((runs / "quickstart" / "report.json").read_text("utf-8"))
+    assert report["schema"] == 1
+    assert {engine["flavour"] for engine in report["engines"]} == {"tensorrt_rtx"}
+    assert (runs / "quickstart" / "report.html").stat().st_uid == 10001
