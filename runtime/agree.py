@@ -31,7 +31,7 @@ def agree(a: Array, b: Array) -> Agreement:
     assert a.ndim == 2, f"logits of shape {a.shape}"
     assert a.size > 0
     first, second = a.astype(np.float64), b.astype(np.float64)
-    finite: Array = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+    finite: Array = np.isfinite(np.concatenate([first, second], axis=1)).all(axis=1)
     same = (first.argmax(axis=1) == second.argmax(axis=1)) & finite
     nonfinite = int(len(finite) - np.count_nonzero(finite))
     top1 = float(np.mean(same))
