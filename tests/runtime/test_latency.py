@@ -134,10 +134,10 @@ def test_warm_up_lasts_until_times_are_stable() -> None:
 
 
 def test_warm_up_takes_at_most_a_quarter_of_the_time() -> None:
-    """Times that triple every few launches and fall back are never stable."""
+    """Times that triple every few launches and fall back are never stable. Binding took 2 of the 4 s."""
     result, clock = run(lambda launch: 1e6 * 3 ** (launch // 8 % 4), constant(1.0), time_limit_s=4, min_blocks=5)
     warm_up = clock.now - 2e9 - sum(m.mean_ms * m.n for m in result.models) * 2e6
-    assert 0.9e9 < warm_up < 1.3e9
+    assert 0.5e9 < warm_up < 0.6e9
     _, steady = run(constant(1.0), constant(1.0), time_limit_s=4, min_blocks=5)
     assert steady.now < 2e9 + 0.2e9
 
