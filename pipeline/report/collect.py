@@ -17,7 +17,7 @@ from .schema import Report
 from .view import Epoch, Source
 
 Json = Mapping[str, Any]
-DENSE, DEMP, SURGERY, CHECK = "10-dense", "20-demp", "30-surgery", "70-check"
+DENSE, DEMP, SURGERY, ENGINE, CHECK = "10-dense", "20-demp", "30-surgery", "60-engine", "70-check"
 
 
 def collect(run: Path) -> Source:
@@ -36,7 +36,7 @@ def collect(run: Path) -> Source:
         "accuracy_difference": check["accuracy_difference"] if check else None,
         "surgery": surgery,
         "latency": _without_samples(check["latency"]) if check else {},
-        "engines": check["engines"] if check else [],
+        "engines": check["engines"] if check else _engines(records.get(ENGINE)),
         "hops": check["hops"] if check else [],
         "verdict": check["verdict"] if check else {"status": "inconclusive", "gates": []},
         "stages": [_stage(name, records.get(name)) for name in STAGES],
@@ -80,6 +80,21 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
         **{name: certificate[name] for name in ("confirmation", "law", "layers", "folded", "frozen")},
         "reasons": {name: why for name, why in unasked.items() if certificate[name] is None},
     }
+
+
+def _engines(record: Json | None) -> list[dict[str, Any]]:
+    """The engines that stage 60 built or could not build, before the check says where they were measured."""
+    names = ("flavour", "precision", "target", "sha256", "bytes")
+    return [
+        {
+            **{name: (entry["engine"] or entry).get(name) for name in names},
+            "model": entry["model"],
+            "path": f"{ENGINE}/{entry['engine']['path']}" if entry["engine"] else None,
+            "measured_on": None,
+            "reason": entry["reason"] or f"stage {CHECK} was not run",
+        }
+        for entry in (record["result"]["engines"] if record else ())
+    ]
 
 
 def _without_samples(latency: Any) -> Any:

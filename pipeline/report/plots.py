@@ -91,7 +91,7 @@ def training(curves: Sequence[Curve]) -> Picture:
             dead = [float("nan") if value is None else value for value in curve.dead]
             rows[1, 0].plot(curve.epochs, dead, color=colours["dead"], marker=_marker(curve))
             rows[1, 0].set_ylabel("dead channels, %")
-            rows[1, 0].set_ylim(bottom=0)
+            rows[1, 0].set_ylim(0, max(rows[1, 0].get_ylim()[1], 5))
         rows[-1, 0].set_xlabel("epoch")
         rows[-1, 0].xaxis.get_major_locator().set_params(integer=True)
 

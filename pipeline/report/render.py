@@ -14,8 +14,8 @@ from export.files import write_json
 from pipeline.files import write_text
 
 from . import numbers, pictures, view
-from .collect import DEMP, DENSE, collect
-from .schema import Report, Speedup
+from .collect import DEMP, DENSE, ENGINE, collect
+from .schema import EngineFile, Report, Speedup
 
 HERE = Path(__file__).parent
 MARKDOWN = str.maketrans(
@@ -57,7 +57,7 @@ def environment() -> jinja2.Environment:
     for form in (numbers.percent, numbers.points, numbers.count, numbers.binary, numbers.milliseconds, numbers.seconds,
                  numbers.small, numbers.plain):  # fmt: skip
         pages.filters[form.__name__] = form
-    pages.filters["interval"] = interval
+    pages.filters |= {"interval": interval, "measured": measured}
     pages.filters["md"] = lambda text: str(text).translate(MARKDOWN)
     return pages
 
@@ -88,6 +88,7 @@ def context(source: view.Source) -> dict[str, Any]:
         "widest": max((layer.before for layer in report.surgery.layers), default=1),
         "histories": histories,
         "checked": bool(report.verdict.gates),
+        "engines_done": any(stage.folder == ENGINE and stage.status == "done" for stage in report.stages),
         "certificate": view.certificate(report),
         "environment": list(_flat(report.environment)),
         "training_picture": pictures.training_picture(source),
@@ -99,6 +100,11 @@ def context(source: view.Source) -> dict[str, Any]:
 def interval(speedup: Speedup) -> str:
     """`1.98x (1.95 to 2.01)`."""
     return f"{numbers.ratio(speedup.ratio)} {numbers.between(*speedup.ci95)}"
+
+
+def measured(engine: EngineFile) -> str:
+    """Where an engine was measured, or why it was not, or why there is none."""
+    return engine.measured_on or f"{'not measured' if engine.path else 'not built'}: {engine.reason}"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -149,13 +149,15 @@ class Latency(Part):
 
 
 class EngineFile(Part):
+    """An engine that was asked for; without a path it could not be built, and `reason` says why."""
+
     model: Literal["dense", "compact"]
-    flavour: str
+    flavour: str | None
     precision: str
     target: str
-    path: str
-    sha256: str
-    bytes: int
+    path: str | None
+    sha256: str | None
+    bytes: int | None
     measured_on: str | None
     reason: str | None
 

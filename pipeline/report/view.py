@@ -202,7 +202,7 @@ def certificate(report: Report) -> list[tuple[str, str]]:
         rows += [
             ("Law in float64", f"compact computes what dense computes{held}"),
             ("Largest relative difference", f"{numbers.small(cut.law.max_rel_diff)}, allowed {cut.law.tolerance:g}"),
-            ("Checked on", ", ".join(cut.law.inputs)),
+            ("Checked on", "; ".join(cut.law.inputs)),
         ]
     rows.append(("Largest difference in float32", numbers.small(cut.max_abs_diff)))
     if cut.evidence:

@@ -20,6 +20,7 @@ from tests.pipeline.report.run_folder import (
     STAGES,
     certificate,
     check,
+    engine,
     stage,
     write_json,
     write_run,
@@ -163,7 +164,7 @@ def test_certificate_says_what_was_proved(run: Path) -> None:
     assert "Removed by proof from the weights5" in text
     assert "Removed by measurement107" in text  # 11 and 96
     assert "1,400 training images, 2 channels of the last census found alive" in text
-    assert "random, batch 2, 8 test images" in text
+    assert "random, batch 2; 8 test images" in text
     assert "Approximate" not in text
     assert document(run)["surgery"]["evidence"] == {"by_proof": 5, "by_measurement": 107}
     assert document(run)["surgery"]["frozen"] == [{"where": "fc", "reason": "output of the network", "channels": 10}]
@@ -199,7 +200,7 @@ def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
     assert "\n\n\n" not in text
 
 
-@pytest.mark.parametrize(("stages", "absent"), [(STAGES[:1], 7), (STAGES[:3], 4), (STAGES[:7], 4)])
+@pytest.mark.parametrize(("stages", "absent"), [(STAGES[:1], 7), (STAGES[:3], 4), (STAGES[:7], 3)])
 def test_stages_that_did_not_run_are_said_so(tmp_path: Path, stages: tuple[str, ...], absent: int) -> None:
     folder = write_run(tmp_path / "run", stages)
     rendered = render(folder)
@@ -260,3 +261,34 @@ def test_a_figure_that_is_no_number_is_refused(tmp_path: Path) -> None:
         render(folder)
     write_json(folder / "70-check" / "stage.json", stage("70-check", 7))
     assert not (folder / "report.json").exists()
+
+
+def test_engines_before_the_check_and_engines_that_were_not_built(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", STAGES[:7])
+    built = {
+        key: value for key, value in engine("dense", "fp32").items() if key not in ("model", "reason", "measured_on")
+    }
+    results = [
+        {
+            "model": "dense",
+            "precision": "fp32",
+            "target": "SM86",
+            "engine": built | {"path": "a.engine"},
+            "reason": None,
+        },
+        {
+            "model": "dense",
+            "precision": "fp16",
+            "target": "SM86",
+            "engine": None,
+            "reason": "tensorrt is not installed",
+        },
+    ]
+    write_json(folder / "60-engine" / "stage.json", stage("60-engine", 6) | {"result": {"engines": results}})
+    render(folder)
+    first, second = document(folder)["engines"]
+    assert first["path"] == "60-engine/a.engine" and first["reason"] == "stage 70-check was not run"
+    assert second["path"] is None and second["sha256"] is None
+    text = section(page(folder).text, "Engines")
+    assert "not measured: stage 70-check was not run" in text and "60-engine/stage.json" in text
+    assert "not built: tensorrt is not installed" in text
