@@ -73,7 +73,7 @@ class Log:
         self.logger = Logger()
 
     def begin(self) -> None:
-        """Forgets errors of earlier steps: TensorRT-RTX logs a harmless one when it makes its first config."""
+        """Forgets errors of earlier steps: TensorRT-RTX logs harmless ones, e.g. on reading a setting it lacks."""
         self.errors.clear()
 
     def reason(self) -> str:

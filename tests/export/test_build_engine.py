@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from export.build_engine import Log
 from export.engine_from_onnx import HOUSE
 from export.flavours import EngineUnavailable
 from runtime.errors import UserError
@@ -18,6 +21,22 @@ from tests.export.engines import build, needs_rtx
 from tests.export.graphs import conv_net
 
 pytestmark = needs_rtx
+
+
+def test_the_reason_is_the_first_error_of_the_step() -> None:
+    trt = importlib.import_module("tensorrt_rtx")
+    file = io.StringIO()
+    log = Log(trt, file)
+    severity = trt.ILogger.Severity
+    log.logger.log(severity.INTERNAL_ERROR, "harmless, of an earlier step")
+    log.begin()
+    assert log.reason() == "TensorRT gives no reason"
+    for level, message in ((severity.WARNING, "careful"), (severity.ERROR, "the\ncause"), (severity.ERROR, "a result")):
+        log.logger.log(level, message)
+    log.logger.log(severity.VERBOSE, "detail")
+    assert log.reason() == "the cause"
+    assert file.getvalue().splitlines()[:2] == ["[INTERNAL_ERROR] harmless, of an earlier step", "[WARNING] careful"]
+    assert "detail" not in file.getvalue()
 
 
 def ends(pid: int) -> bool:

@@ -186,9 +186,10 @@ def test_a_failed_replace_keeps_the_old_repository(run: Path, tmp_path: Path, mo
     assert sorted(item.name for item in tmp_path.iterdir()) == ["repo", "run"]
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "../up", "a/b", "/abs", ".hidden", "a b", "a\nb", "a\x00", "é", "x" * 129]
-)
+BAD_NAMES = ("", ".", "..", "../up", "a/b", "/abs", ".hidden", "a b", "a\nb", "a\x00", "é", "x" * 129)
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, "demport.json"])
 def test_names_that_are_paths_are_refused(run: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="the model name"):
         publish([onnx_model(run, name=name)], tmp_path / "repo", root=run)
