@@ -87,14 +87,7 @@ def write_history(path: Path, *, deaths: bool, epochs: int = 40) -> None:
 
 
 def stage(name: str, index: int) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "30-surgery": {
-            "channels_before": BEFORE,
-            "channels_dead": DEAD,
-            "channels_after": AFTER,
-            "max_abs_diff": 3.8e-6,
-        }
-    }
+    results: dict[str, Any] = {"30-surgery": {"max_abs_diff": 3.8e-6}, "60-engine": {"engines": []}}
     return {
         "schema": 1,
         "stage": name,
