@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from export.files import sha256
 from pipeline import data, lookup
 from pipeline.config import Config, Model
 from pipeline.files import sha256_of_tree
-from runtime.device import versions
 from runtime.errors import UserError
 
 KNOWN_MODELS = ("demo", "cifar", "torchvision", "timm")
@@ -45,9 +44,8 @@ def make_importable(*folders: Path) -> None:
             sys.path.append(folder)
 
 
-def libraries(config: Config, *names: str) -> dict[str, str]:
-    """Installed versions of `names`, and of the libraries that the config's data and model come from."""
-    installed = versions()
+def libraries(config: Config, installed: Mapping[str, str], *names: str) -> dict[str, str]:
+    """Those of the `installed` versions that are of `names`, or of libraries the config's data and model come from."""
     kinds = {config.model.name.partition(":")[0], config.data.source.partition(":")[0]}
     wanted = [*names, *(kind for kind in ("torchvision", "timm") if kind in kinds)]
     return {name: installed[name] for name in wanted if name in installed}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -22,22 +23,24 @@ def real_data() -> Path:
     return folder
 
 
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
 @pytest.fixture
 def start_demport() -> Iterator[Start]:
     """Start `demport ARGUMENTS` in a child process; what still runs at the end of the test is killed."""
     children: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str | Path, **options: object) -> subprocess.Popen[str]:
+    def start(*arguments: str | Path, cwd: Path = REPOSITORY) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error"}
+        paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-        )  # type: ignore[call-overload]
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
         children.append(child)
-        return child  # type: ignore[no-any-return]
+        return child
 
     yield start
     for child in children:
