@@ -1,4 +1,4 @@
-"""Plots as self-contained SVG data addresses, one per width and colour scheme; the page's <picture> chooses.
+"""Plots as self-contained SVG data addresses, one per width and colour scheme; the page's CSS chooses.
 
 The look is fixed here once: transparent ground, text kept as text, dense grey, compact green, deaths orange.
 """

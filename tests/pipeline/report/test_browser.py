@@ -40,7 +40,8 @@ for (const width of widths) {
     page.querySelectorAll("details").forEach(one => { one.open = true; });
     const fetched = frame.contentWindow.performance.getEntriesByType("resource");
     const requests = fetched.filter(one => !one.name.startsWith("data:")).length;
-    const images = [...page.images], broken = images.filter(one => !one.complete || one.naturalWidth === 0).length;
+    const images = [...page.images].filter(one => one.offsetParent);
+    const broken = images.filter(one => !one.complete || one.naturalWidth === 0).length;
     found.push({width, scroll: page.documentElement.scrollWidth, requests, images: images.length, broken});
     if (found.length === widths.length) document.title = JSON.stringify(found);
   };
