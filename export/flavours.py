@@ -33,7 +33,7 @@ def load(flavour: Flavour) -> Any:
     try:
         return importlib.import_module(flavour)
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: the wheel's stub where the library is absent
-        raise EngineUnavailable(f"{flavour} cannot be imported: {error}") from error
+        raise EngineUnavailable(f"{flavour} cannot be imported: {' '.join(str(error).split())}") from error
 
 
 def choose(flavour: str, targets: Sequence[str]) -> Choice:
