@@ -14,9 +14,10 @@ Interval = tuple[float, float]
 
 
 class Part(BaseModel):
-    """Closed and frozen, so that a renamed figure is an error here and not a hole in the report."""
+    """Every key is required, so that a renamed figure is an error here and not a hole in the report; what a stage tells
+    beyond the contract stays in its own file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
 
 
 class Reasoned(Part):
@@ -131,6 +132,7 @@ class Timing(Part):
     mean_ms: float
     best_ms: float
     n: int
+    repeats: int = Field(description="Launches a sample.")
 
 
 class Speedup(Part):
@@ -143,8 +145,7 @@ class Latency(Part):
     dense: Timing | None
     compact: Timing | None
     speedup: Speedup | None
-    settings: Any = None
-    protocol: Any = None
+    protocol: dict[str, Any] | None
     reason: str | None
 
 

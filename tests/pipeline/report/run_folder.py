@@ -230,6 +230,7 @@ def latency(dense_ms: float, compact_ms: float, ratio: float) -> dict[str, Any]:
             "mean_ms": p50 * 1.05,
             "best_ms": p50 * 0.95,
             "n": 640,
+            "repeats": 1,
             "samples_ms": [p50] * 3,
         }
 
