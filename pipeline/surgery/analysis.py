@@ -52,6 +52,7 @@ class Analysis:
     recasts: dict[fx.Node, Recast] = field(default_factory=dict)
     parameters: dict[str, Labels] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
+    streams: dict[str, Ids] = field(default_factory=dict)  # sums of an untied residual stream, by node name
     uses: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:

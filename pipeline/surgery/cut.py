@@ -82,6 +82,10 @@ class Cut:
         """A stand-in for a parameter in rewritten arguments; resolved when the graph is rebuilt."""
         return None if name is None else f"parameter:{name}"
 
+    def call(self, target: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
+        """A stand-in for a call of its own in rewritten arguments."""
+        return ("call:", target, args)
+
     def size(self, source: Any, axis: int) -> tuple[str, Any, int]:
         """A stand-in for `source.size(axis)` in rewritten arguments."""
         return ("size:", source, axis)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import LayoutError, Labels, positions
+from pipeline.surgery.rebuild import rebuild
 from runtime.errors import UserError
 
 
@@ -94,9 +95,14 @@ def check_law(
     original: nn.Module, cut: Cut, compact: fx.GraphModule, *, real: Sequence[tuple[Tensor, ...]] = (),
     tolerance: float = 1e-9, seed: int = 0,
 ) -> Law:  # fmt: skip
-    """Hold the law on random inputs at two batch sizes and on `real` inputs, or raise naming the first tensor that differs."""
+    """Hold the law on random inputs at two batch sizes and on `real` inputs, or raise naming the first tensor that differs.
+
+    The cut is carried out on a float64 copy; `compact` must be that result rounded to its own precision.
+    """
     traced = cut.analysis.traced
-    reference, small = doubled(traced.module), doubled(compact)
+    reference = doubled(traced.module)
+    small = rebuild(cut.analysis, cut, weights=reference) if traced.frozen is None else doubled(compact)  # type: ignore[arg-type]
+    _demand_rounded(small.eval(), compact)
     names = {n.name: n for n in traced.module.graph.nodes}
     held = Held(reference, cut, names) if anything_held(cut) else None  # type: ignore[arg-type]
     plain = doubled(original)
@@ -117,6 +123,14 @@ def check_law(
             raise _broken("the compact network", difference, name, where, tolerance)
         worst = max(worst, difference)
     return Law(worst, tolerance, tuple(n for n, _ in sets), held is not None)
+
+
+def _demand_rounded(exact: nn.Module, compact: nn.Module) -> None:
+    known = dict(exact.named_parameters()) | dict(exact.named_buffers())
+    for name, tensor in [*compact.named_parameters(), *compact.named_buffers()]:
+        want = known.pop(name)
+        assert torch.equal(want.to(tensor.dtype), tensor), f"{name} of the compact network is not the exact one rounded"
+    assert not known, f"the compact network lacks {sorted(known)}"
 
 
 def _broken(what: str, difference: float, inputs: str, where: str, tolerance: float) -> UserError:

@@ -36,6 +36,7 @@ class Ledger:
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     _needed: list[Ids] = field(default_factory=list)
     _read: list[Ids] = field(default_factory=list)
+    _depends: list[tuple[Ids, Ids]] = field(default_factory=list)
     rows: list[Ids] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
 
@@ -75,6 +76,10 @@ class Ledger:
         self._read.append(ids.ravel())
         self._needed.append(ids[~removable].ravel())
 
+    def depend(self, ids: Ids, on: Ids) -> None:
+        """Each of `ids` must stay where the channel of `on` at its place stays."""
+        self._depends.append((ids, on))
+
     def freeze(self, where: str, reason: str, ids: Ids) -> None:
         if ids.size:
             self.freezes.append(Freeze(where, reason, ids.ravel()))
@@ -102,4 +107,15 @@ class Ledger:
             blocked[classes[ids]] = True
         for freeze in self.freezes:
             blocked[classes[freeze.ids]] = True
-        return read & ~blocked
+        kept = blocked | ~read
+        self.follow(classes, kept)
+        return ~kept
+
+    def follow(self, classes: Ids, keep: Flags) -> None:
+        """Keep, in place, every class that a kept one depends on."""
+        while self._depends:
+            before = int(keep.sum())
+            for ids, on in reversed(self._depends):
+                keep[classes[ids[keep[classes[on]]]]] = True
+            if int(keep.sum()) == before:
+                return

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from export.files import replacing
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
+from pipeline.surgery.labels import Ids
 from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.trace import trace
@@ -49,7 +50,8 @@ class Source(Strict):
 class Plan(Strict):
     """`layers`: weight name -> indices of the output channels that stay, for every layer that lost some.
 
-    `widths`: the same layers' output channels before. `biases`: biases that a layer gained by folding constants.
+    `streams`: the same for the sums of untied residual streams, by the name of the sum in the traced graph. `widths`:
+    channels before, of layers and streams. `biases`: biases that a layer gained by folding constants.
     """
 
     schema_: int = Field(1, alias="schema", ge=1, le=1)
@@ -58,6 +60,7 @@ class Plan(Strict):
     inputs: tuple[Input, ...]
     residual: str
     layers: dict[str, tuple[int, ...]]
+    streams: dict[str, tuple[int, ...]]
     widths: dict[str, int]
     biases: tuple[str, ...]
 
@@ -73,21 +76,31 @@ class Compact:
 
 def plan_of(analysis: Analysis, cut: Cut, network: str, before: Plan | None) -> Plan:
     """The plan of a cut; of a network that was cut before, against the network it was first cut from."""
-    layers: dict[str, tuple[int, ...]] = {} if before is None else dict(before.layers)
     widths = {} if before is None else dict(before.widths)
-    for layer in analysis.layers:
-        kept = np.flatnonzero(cut.keep[layer.ids])
-        old = np.array(layers.get(layer.weight, range(len(layer.ids))))
-        if len(kept) < len(layer.ids) or layer.weight in layers:
-            widths.setdefault(layer.weight, len(layer.ids))
-            layers[layer.weight] = tuple(old[kept].tolist())
+    old_layers, old_streams = ({}, {}) if before is None else (before.layers, before.streams)
+    layers = _kept({x.weight: x.ids for x in analysis.layers}, old_layers, widths, cut)
+    streams = _kept(analysis.streams, old_streams, widths, cut)
     biases = {w.removesuffix("weight") + "bias" for w, (_, bias, _) in cut.folds.items() if bias is None}
     inputs = tuple(Input(shape=tuple(x.shape), dtype=str(x.dtype)) for x in analysis.traced.example_inputs)
     return Plan(
         schema=1, network=network if before is None else before.network, source=None if before is None else before.source,
-        inputs=inputs, residual=analysis.residual, layers=layers, widths=widths,
+        inputs=inputs, residual=analysis.residual, layers=layers, streams=streams, widths=widths,
         biases=tuple(sorted(biases | set(() if before is None else before.biases))),
     )  # fmt: skip
+
+
+def _kept(
+    made: Mapping[str, Ids], before: Mapping[str, tuple[int, ...]], widths: dict[str, int], cut: Cut
+) -> dict[str, tuple[int, ...]]:
+    """What stays of each that lost channels, counted in the network first cut; their widths are entered in `widths`."""
+    kept = dict(before)
+    for name, ids in made.items():
+        left = np.flatnonzero(cut.keep[ids])
+        if len(left) < len(ids) or name in kept:
+            old = np.array(kept.get(name, range(len(ids))))
+            widths.setdefault(name, len(ids))
+            kept[name] = tuple(old[left].tolist())
+    return kept
 
 
 def read_plan(path: Path) -> Plan:
@@ -102,7 +115,7 @@ def read_plan(path: Path) -> Plan:
         what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "not JSON"}
         where = ".".join(str(x) for x in what["loc"])
         raise UserError(f"{path}: {where or 'content'}: {what['msg']}", "a plan of schema 1", "cut the network again") from None
-    for name, kept in plan.layers.items():
+    for name, kept in [*plan.layers.items(), *plan.streams.items()]:
         width = plan.widths.get(name, 0)
         if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
             raise UserError(f"{path}: layers.{name} is no set of channels of {width}", "rising indices below the width", "cut the network again")
@@ -119,32 +132,33 @@ def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
         raise UserError(f"the plan is for a {plan.network}, the network is a {found}", "the network the plan was made for", "build that network")
     example = tuple(torch.zeros(x.shape, dtype=_dtype(x.dtype)) for x in plan.inputs)
     analysis = Analysis(trace(model, example), residual=plan.residual).run()
-    have = {layer.weight: len(layer.ids) for layer in analysis.layers}
+    made = {layer.weight: layer.ids for layer in analysis.layers} | analysis.streams
+    kept = {**plan.layers, **plan.streams}
+    have = {name: len(ids) for name, ids in made.items()}
     for name, width in plan.widths.items():
         if have.get(name) != width:
             raise UserError(
                 f"the plan cuts {name} of {width} channels, the network has {have.get(name, 'no such layer')}",
                 "the network the plan was made for", "use the same model, arguments and library versions",
             )  # fmt: skip
-    choice, cut = choose(analysis, 1, lambda choice: _follow(analysis, plan, choice))
-    for layer in analysis.layers:
-        wanted = plan.layers.get(layer.weight, tuple(range(len(layer.ids))))
-        if tuple(np.flatnonzero(choice.keep_ids()[layer.ids]).tolist()) != wanted:
-            raise UserError(f"the plan's channels of {layer.weight} cannot be cut so in this network", "a plan made for it", "cut the network again")
+    choice, cut = choose(analysis, 1, lambda choice: _follow(made, kept, choice))
+    for name, ids in made.items():
+        wanted = kept.get(name, tuple(range(len(ids))))
+        if tuple(np.flatnonzero(choice.keep_ids()[ids]).tolist()) != wanted:
+            raise UserError(f"the plan's channels of {name} cannot be cut so in this network", "a plan made for it", "cut the network again")
     cut.folds.clear()
     compact = rebuild(analysis, cut, gained=plan.biases)
     compact.meta[META] = plan
     return compact
 
 
-def _follow(analysis: Analysis, plan: Plan, choice: Choice) -> None:
+def _follow(made: Mapping[str, Ids], kept: Mapping[str, tuple[int, ...]], choice: Choice) -> None:
     """Take the plan's decision instead of one from the weights."""
     choice.keep[:] = True
-    for layer in analysis.layers:
-        if layer.weight in plan.layers:
-            gone = np.ones(len(layer.ids), bool)
-            gone[list(plan.layers[layer.weight])] = False
-            choice.keep[choice.classes[layer.ids[gone]]] = False
+    for name, left in kept.items():
+        gone = np.ones(len(made[name]), bool)
+        gone[list(left)] = False
+        choice.keep[choice.classes[made[name][gone]]] = False
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -156,10 +170,13 @@ def _dtype(name: str) -> torch.dtype:
 
 def class_name(model: nn.Module) -> str:
     """Module and name of the network's class; of a compact network, of the one it was cut from."""
-    if isinstance(model, fx.GraphModule) and META in model.meta:
-        plan: Plan = model.meta[META]
-        return plan.network
-    return f"{type(model).__module__}.{type(model).__qualname__}"
+    before = plan_before(model)
+    return before.network if before is not None else f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def plan_before(model: nn.Module) -> Plan | None:
+    """The plan a compact network carries."""
+    return model.meta.get(META) if isinstance(model, fx.GraphModule) else None
 
 
 def save_compact(compact: Compact, folder: Path, source: Source | None = None) -> None:

@@ -15,12 +15,15 @@ from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
 
-def rebuild(analysis: Analysis, cut: Cut, gained: tuple[str, ...] = ()) -> fx.GraphModule:
+def rebuild(
+    analysis: Analysis, cut: Cut, gained: tuple[str, ...] = (), weights: fx.GraphModule | None = None
+) -> fx.GraphModule:
     """The compact network as a `torch.fx.GraphModule`; parameters keep their names and their requires_grad.
 
-    `gained` names biases to add as zeros: those that a plan says were folded into.
+    `gained` names biases to add as zeros: those that a plan says were folded into. `weights` is a copy of the traced
+    network, in another precision perhaps, to take the parameters from.
     """
-    source = analysis.traced.module
+    source = analysis.traced.module if weights is None else weights
     memo: dict[int, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
@@ -131,6 +134,8 @@ def _graph(analysis: Analysis, cut: Cut, added: dict[fx.Node, str]) -> fx.Graph:
             return graph.get_attr(x.removeprefix("parameter:"))
         if isinstance(x, tuple) and x and x[0] == "size:":
             return graph.call_method("size", (made[x[1]], x[2]))
+        if isinstance(x, tuple) and x and x[0] == "call:":
+            return graph.call_function(x[1], argument(x[2]))
         if isinstance(x, tuple | list):
             return type(x)(argument(v) for v in x)
         if isinstance(x, slice):
@@ -142,7 +147,8 @@ def _graph(analysis: Analysis, cut: Cut, added: dict[fx.Node, str]) -> fx.Graph:
     for node in analysis.traced.module.graph.nodes:
         if node in cut.calls:
             target, args, kwargs = cut.calls[node]
-            made[node] = graph.call_function(target, argument(args), argument(dict(kwargs)))
+            given, more = argument(args), argument(dict(kwargs))
+            made[node] = graph.create_node("call_function", target, given, more, name=node.name)
             continue
         frozen = cut.numbers.get(node, set())
         new = graph.node_copy(node, lambda n, frozen=frozen: analysis.env[n] if n in frozen else made[n])

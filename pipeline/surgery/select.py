@@ -87,15 +87,15 @@ def choose(
     classes = analysis.ledger.classes()
     dead = analysis.ledger.removable(classes)
     made = np.zeros(len(dead), bool)
-    for layer in analysis.layers:
-        made[classes[layer.ids]] = True
+    for ids in [*(layer.ids for layer in analysis.layers), *analysis.streams.values()]:
+        made[classes[ids]] = True
     dead &= made
     choice = Choice(classes, dead, ~dead, groups_of(analysis, classes))
     rank = Strength(analysis, classes)
     if wanted is not None:
         wanted(choice)
     while True:
-        while _restore(analysis, choice, align if wanted is None else 1, rank):
+        while wanted is None and _restore(analysis, choice, align, rank):
             pass
         try:
             return choice, Cut(analysis, choice.keep_ids()).run()
@@ -110,20 +110,23 @@ def choose(
 def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int], rank: Strength) -> bool:
     """One round of keeping more; whether anything changed."""
     before = int(choice.keep.sum())
-    for group in choice.groups:
-        size = align if isinstance(align, int) else align.get(group.name, 1)
-        count = int(choice.keep[group.classes].sum())
-        if count < len(group.classes):
-            _keep_most_alive(choice, group.classes, max(1, -(-count // size) * size) - count, rank)
+    widths = [(g.name, g.classes) for g in choice.groups]
+    widths += [(name, choice.classes[ids]) for name, ids in analysis.streams.items()]
+    for name, mine in widths:
+        size = align if isinstance(align, int) else align.get(name, 1)
+        count = int(choice.keep[mine].sum())
+        if count < len(mine):
+            _keep_most_alive(choice, mine, max(1, -(-count // size) * size) - count, rank)
     for rows in analysis.ledger.rows:
         mine = choice.classes[rows]
         most = max(1, int(choice.keep[mine].sum(1).max()))
         for row in mine:
             _keep_most_alive(choice, row, most - int(choice.keep[row].sum()), rank)
-    for layer in analysis.layers:
-        mine = choice.classes[layer.ids]
+    for ids in [*(layer.ids for layer in analysis.layers), *analysis.streams.values()]:
+        mine = choice.classes[ids]
         if not choice.keep[mine].any():
             _keep_most_alive(choice, mine, 1, rank)
+    analysis.ledger.follow(choice.classes, choice.keep)
     return int(choice.keep.sum()) != before
 
 

@@ -12,7 +12,7 @@ from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.certificate import certificate
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.law import check_law
-from pipeline.surgery.plan import META, Compact, class_name, plan_of
+from pipeline.surgery.plan import META, Compact, class_name, plan_before, plan_of
 from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.trace import Traced, trace
@@ -37,6 +37,9 @@ def shrink(
     alive first. `real`: inputs the law is checked on beside random ones. `verify=False` leaves the law unchecked, and
     the certificate says so. Raises UserError where the law does not hold, and ValueError where a mask does not fit.
     """
+    before = plan_before(model)
+    if before is not None and before.residual == "untied":
+        residual = "untied"  # one plan against the first network holds both cuts
     analysis, choice, cut = cut_of(trace(model, example_inputs), dead, align=align, residual=residual)
     return finish(model, analysis, choice, cut, real=real, tolerance=tolerance, verify=verify)
 
@@ -63,8 +66,7 @@ def finish(
     else:
         compact = rebuild(analysis, cut)
     law = check_law(model, cut, compact, real=real, tolerance=tolerance) if verify else None
-    before = model.meta.get(META) if isinstance(model, fx.GraphModule) else None
-    plan = plan_of(analysis, cut, class_name(model), before)
+    plan = plan_of(analysis, cut, class_name(model), plan_before(model))
     compact.meta[META] = plan
     return Compact(compact, plan, certificate(analysis, choice, cut, compact, law))
 

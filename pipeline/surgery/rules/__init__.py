@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Rule, describe
-from pipeline.surgery.rules import elementwise, layers, mixing, movement, norms, plain
+from pipeline.surgery.rules import elementwise, layers, mixing, movement, norms, plain, residual
 
 MODULES: dict[type[nn.Module], Rule] = {
     **layers.MODULES, **norms.MODULES, **elementwise.MODULES, **movement.MODULES, **mixing.MODULES
 }  # fmt: skip
 FUNCTIONS: dict[str, Rule] = {
     **plain.FUNCTIONS, **elementwise.FUNCTIONS, **movement.FUNCTIONS, **mixing.FUNCTIONS, **layers.FUNCTIONS,
-    **norms.FUNCTIONS,
+    **norms.FUNCTIONS, **residual.FUNCTIONS,
 }  # fmt: skip
 
 
