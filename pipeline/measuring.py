@@ -1,0 +1,189 @@
+"""Measures the dense and the compact network in every form they were exported to: accuracy and paired latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pipeline import config
+from pipeline.data import Split
+from pipeline.exporting import ROLES, EngineResult, Role
+from pipeline.progress import Progress
+from runtime.accuracy import Accuracy, accuracy
+from runtime.backend import Array, DeviceName, Session, open_session
+from runtime.device import gpus
+from runtime.errors import UserError
+from runtime.latency import Comparison, compare
+from runtime.torch_backend import TorchSession, image_inputs
+
+BATCH = 256
+GATED_PRECISION, OTHER_PRECISION = 0.01, 0.05
+"""Half-width of the speedup's interval at which a comparison ends; the gated one is measured more closely."""
+
+Graphs = Mapping[str, Mapping[Role, Path]]
+Pair = Mapping[Role, "Hop"]
+Results = dict[str, Accuracy | str]
+"""By hop: what was measured, or why it was not."""
+Latencies = dict[str, dict[str, dict[str, dict[str, Any]]]]
+"""backend -> precision -> b<batch> -> entry."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A way to run a network, named by its key in `accuracy`; `source` is the hop before it."""
+
+    name: str
+    source: str | None
+    engine: EngineResult | None = None
+
+
+class Bench:
+    """Opens each network in each form, and measures it on the test split."""
+
+    def __init__(
+        self, section: config.Check, networks: Mapping[Role, nn.Module], graphs: Graphs, test: Split, device: DeviceName
+    ) -> None:
+        self._section, self._networks, self._graphs, self._test, self._device = section, networks, graphs, test, device
+        images, _ = next(iter(test.batches(max(section.batch_sizes))))
+        self._images: Array = np.asarray(images)
+        self.input_shape: tuple[int, ...] = self._images.shape[1:]
+        self.gpu: str | None = None  # that engines ran on
+
+    def measure(
+        self, hops: Mapping[Role, Sequence[Hop]], pairs: Mapping[tuple[str, str], Pair], progress: Progress
+    ) -> tuple[dict[Role, Results], Latencies]:
+        """Accuracy of every hop, then the latency of every pair at every batch size."""
+        batches = sorted(set(self._section.batch_sizes))
+        progress.start("check", len(ROLES) * len(hops["dense"]) + len(pairs) * len(batches))
+        results: dict[Role, Results] = {role: {} for role in ROLES}
+        latency: Latencies = {}
+        step = 0
+        try:
+            for role in ROLES:
+                for hop in hops[role]:
+                    progress.update(step, f"accuracy of {role}, {hop.name}")
+                    results[role][hop.name] = self.accuracy(role, hop)
+                    step += 1
+            for (backend, precision), pair in pairs.items():
+                for batch in batches:
+                    progress.update(step, f"latency on {backend}, {precision}, batch {batch}")
+                    latency.setdefault(backend, {}).setdefault(precision, {})[f"b{batch}"] = self.latency(pair, batch)
+                    step += 1
+            progress.update(step)
+        finally:
+            progress.stop()
+        return results, latency
+
+    @contextmanager
+    def session(self, role: Role, hop: Hop) -> Iterator[Session]:
+        """Closed at the end. UserError where it does not open."""
+        threads = self._section.threads
+        session: Session
+        if hop.name == "torch":
+            inputs = image_inputs(self.input_shape)
+            session = TorchSession(self._networks[role], inputs, name=role, device=self._device, threads=threads)
+        elif hop.engine is None:
+            device: DeviceName = "cpu" if self._device == "cpu" else "auto"
+            session = open_session(self._graphs[hop.name][role], "onnxruntime", device, threads)
+        else:
+            session = _open_engine(hop.engine)
+            self.gpu = str(session.settings["gpu"])
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def accuracy(self, role: Role, hop: Hop) -> Accuracy | str:
+        """On the whole test split; for an engine that does not run here, the reason."""
+        try:
+            with self.session(role, hop) as session:
+                return accuracy(session, self._test.batches(BATCH))
+        except UserError as error:
+            if hop.engine is None:
+                raise
+            return error.found
+
+    def latency(self, pair: Mapping[Role, Hop], batch: int) -> dict[str, Any]:
+        """The entry of `latency` for one batch size, on images of the test split, repeated where it has too few."""
+        section, gated = self._section, pair["dense"].name == "simplified" and batch == self._section.gate_batch
+        images = np.resize(self._images, (batch, *self.input_shape))
+        try:
+            with self.session("dense", pair["dense"]) as first, self.session("compact", pair["compact"]) as second:
+                feeds = [{session.inputs[0].name: images} for session in (first, second)]
+                told = compare(
+                    (first, second),
+                    feeds,
+                    min_blocks=section.min_blocks,
+                    time_limit_s=section.time_limit_s,
+                    precision=GATED_PRECISION if gated else OTHER_PRECISION,
+                )
+        except UserError as error:
+            if pair["dense"].engine is None:
+                raise
+            return {**dict.fromkeys(("dense", "compact", "speedup", "settings", "protocol")), "reason": error.found}
+        return _latency(told)
+
+
+def _open_engine(result: EngineResult) -> Session:
+    if result.engine is None:
+        raise UserError(result.reason or "not built", "an engine", "install TensorRT")
+    return open_session(result.engine.path, result.engine.flavour)
+
+
+def engine_name(result: EngineResult) -> str:
+    """The engine's key among the hops, e.g. `tensorrt_rtx.fp16.SM86`."""
+    flavour = result.engine.flavour if result.engine else "engine"
+    return f"{flavour}.{result.precision}.{result.target}"
+
+
+def hops_of(graphs: Graphs, engines: Sequence[EngineResult]) -> dict[Role, list[Hop]]:
+    """torch -> onnx -> simplified -> each lower precision; each engine comes from the graph of its precision."""
+    lower = [name for name in graphs if name not in ("onnx", "simplified")]
+    line = [Hop("torch", None), Hop("onnx", "torch"), Hop("simplified", "onnx")]
+    line += [Hop(name, "simplified") for name in lower]
+    return {
+        role: line
+        + [
+            Hop(engine_name(result), result.precision if result.precision in lower else "simplified", result)
+            for result in engines
+            if result.model == role
+        ]
+        for role in ROLES
+    }
+
+
+def pairs_of(graphs: Graphs, engines: Sequence[EngineResult]) -> dict[tuple[str, str], dict[Role, Hop]]:
+    """(backend, precision) -> what is timed against each other. Of engines for several targets, those of the first that
+    were built for both networks."""
+    pairs: dict[tuple[str, str], dict[Role, Hop]] = {}
+    for name in graphs:
+        if name != "onnx":
+            precision = "fp32" if name == "simplified" else name
+            pairs["onnxruntime", precision] = {role: Hop(name, None) for role in ROLES}
+    pairs["torch", "fp32"] = {role: Hop("torch", None) for role in ROLES}
+    if not gpus():
+        return pairs
+    for result in engines:
+        twin = next((r for r in engines if r.model == "compact" and engine_name(r) == engine_name(result)), None)
+        if result.model == "dense" and result.engine and twin and twin.engine:
+            hops: dict[Role, Hop] = {"dense": Hop("", None, result), "compact": Hop("", None, twin)}
+            pairs.setdefault((result.engine.flavour, result.precision), hops)
+    return pairs
+
+
+def _latency(told: Comparison) -> dict[str, Any]:
+    timings = [asdict(model) for model in told.models]
+    return {
+        "dense": timings[0],
+        "compact": timings[1],
+        "speedup": asdict(told.speedups[0]),
+        "settings": dict(zip(ROLES, map(dict, told.settings), strict=True)),
+        "protocol": {**told.protocol, "conditions": dict(told.conditions)},
+        "reason": None,
+    }

@@ -1,0 +1,212 @@
+"""`demport gate`: a run's report.json against figures that people accepted before, kept in a file per project.
+
+The file holds, for each device fingerprint, the compact network's figures, and the rules that say how much worse is a
+regression. A figure may get worse by `relative` times the baseline or by `absolute`, whichever is more; improving is
+never a failure. Accuracy, size, parameters and MACs do not depend on the device and are judged everywhere. Latency
+and the speedup count only on a device with the same fingerprint; elsewhere they are not comparable, which is
+inconclusive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runtime.errors import UserError
+from runtime.gate import Gate, Status, Verdict, verdict
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+Report = Mapping[str, Any]
+_MAX_BYTES = 4 << 20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Rule(_Part):
+    """What a figure may lose against the baseline: the larger of `relative` x baseline and `absolute` (in its unit)."""
+
+    relative: Amount = 0.0
+    absolute: Amount = 0.0
+
+
+class Rules(_Part):
+    """One rule for each kind of figure; null leaves that kind out."""
+
+    accuracy: Rule | None = Rule(absolute=0.005)
+    params: Rule | None = Rule(relative=0.01)
+    macs: Rule | None = Rule(relative=0.01)
+    bytes: Rule | None = Rule(relative=0.02, absolute=4096)
+    speedup: Rule | None = Rule(relative=0.05, absolute=0.05)
+    p50_ms: Rule | None = Rule(relative=0.10, absolute=0.05)
+
+
+class Device(_Part):
+    """Figures of the compact network, by name (`figures_of`), measured on one kind of machine."""
+
+    environment: dict[str, Any]
+    figures: dict[str, Figure]
+
+
+class Baseline(_Part):
+    """The file. `name` is the run's; a baseline of another run is refused."""
+
+    kind: Literal["demport baseline"] = "demport baseline"
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: str
+    rules: Rules = Rules()
+    devices: dict[str, Device]
+
+    def text(self) -> str:
+        """The file's content: sorted, indented, so that a change reads well in a review."""
+        document = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_baseline(path: Path) -> Baseline:
+    """UserError for a file that is missing, too large, no JSON, or no baseline of ours."""
+    expected, remedy = "a baseline that `demport gate --update` wrote", "check the path, or write it with --update"
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UserError(f"{path} is larger than {_MAX_BYTES >> 20} MiB", expected, remedy)
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        return Baseline.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg']}", expected, remedy) from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{path}: {reason}", expected, remedy) from error
+
+
+def figures_of(report: Report) -> dict[str, float]:
+    """The compact network's figures by name: params, macs, bytes, accuracy.<hop>, speedup.<where>, p50_ms.<where> and
+    best_ms.<where>, where <where> is `<backend>.<precision>.b<batch>`. What was not measured is left out."""
+    compact = report["models"]["compact"]
+    figures = {name: compact[name] for name in ("params", "macs", "bytes")}
+    figures |= {f"accuracy.{hop}": value for hop, value in compact["accuracy"].items()}
+    for where, measured in _latencies(report):
+        if measured["compact"] is not None:
+            figures |= {f"{name}.{where}": measured["compact"][name] for name in ("p50_ms", "best_ms")}
+        if measured["speedup"] is not None:
+            figures[f"speedup.{where}"] = measured["speedup"]["ratio"]
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def updated(report: Report, baseline: Baseline | None) -> Baseline:
+    """The baseline with the report's figures for its device; rules and other devices stay. UserError after a failed
+    run."""
+    _demand_report(report)
+    if report["verdict"]["status"] == "fail":
+        names = ", ".join(gate["name"] for gate in report["verdict"]["gates"] if gate["status"] == "fail")
+        raise UserError(f"the run failed {names}", "a run that does not fail", "mend it before it becomes the baseline")
+    if baseline is not None:
+        _demand_same_name(report, baseline)
+    kept = {} if baseline is None else dict(baseline.devices)
+    environment = dict(report["environment"])
+    kept[environment["fingerprint"]] = Device(environment=environment, figures=figures_of(report))
+    rules = Rules() if baseline is None else baseline.rules
+    return Baseline(schema=1, name=report["name"], rules=rules, devices=kept)
+
+
+def judge(report: Report, baseline: Baseline) -> Verdict:
+    """The run's own gates, then `baseline.<figure>` for every figure of the baseline. Raises UserError as `updated`."""
+    _demand_report(report)
+    _demand_same_name(report, baseline)
+    own = [Gate(**gate) for gate in report["verdict"]["gates"]]
+    environment = report["environment"]
+    known = baseline.devices.get(environment["fingerprint"])
+    gates = own if known else [*own, _other_device(environment, baseline)]
+    reference = known or next(iter(baseline.devices.values()), None)
+    if reference is not None:
+        now = figures_of(report)
+        for name, before in sorted(reference.figures.items()):
+            kind = name.partition(".")[0]
+            rule = getattr(baseline.rules, kind, None)
+            depends_on_device = kind in ("speedup", "p50_ms", "best_ms")
+            if rule is not None and (known or not depends_on_device):
+                gates.append(_against(name, before, rule, reference.figures, now, report))
+    return verdict(gates)
+
+
+def _against(
+    name: str, before: float, rule: Rule, figures: Mapping[str, float], now: Mapping[str, float], report: Report
+) -> Gate:
+    """One figure against the baseline. For accuracy and speedup more is better, for all else less."""
+    kind, _, where = name.partition(".")
+    allowed = max(rule.relative * abs(before), rule.absolute)
+    more_is_better = kind in ("accuracy", "speedup")
+    limit = before - allowed if more_is_better else before + allowed
+    value = now.get(name)
+    if value is None:
+        return Gate(f"baseline.{name}", "inconclusive", None, limit, "in the baseline, but not measured in this run")
+    status: Status = "pass"
+    told = f"{value:g}, was {before:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
+    if value < limit if more_is_better else value > limit:
+        doubt = _doubt(kind, where, limit, figures, now, rule, report)
+        status = "inconclusive" if doubt else "fail"
+        told += f"; {doubt}" if doubt else ""
+    return Gate(f"baseline.{name}", status, value, limit, told)
+
+
+def _doubt(
+    kind: str,
+    where: str,
+    limit: float,
+    figures: Mapping[str, float],
+    now: Mapping[str, float],
+    rule: Rule,
+    report: Report,
+) -> str:
+    """Why a figure beyond its limit may be noise of a busy machine; "" where it may not."""
+    if kind == "speedup":
+        measured = dict(_latencies(report))[where]["speedup"]
+        low, high = measured["ci95"]
+        return f"its interval {low:.2f} to {high:.2f} still holds the limit" if high >= limit else ""
+    best = f"best_ms.{where}"
+    if kind == "p50_ms" and best in figures and best in now:
+        allowed = max(rule.relative * figures[best], rule.absolute)
+        if now[best] <= figures[best] + allowed:
+            return f"the fastest sample is as fast as before ({now[best]:g} ms): the machine may be busy"
+    return ""
+
+
+def _other_device(environment: Mapping[str, Any], baseline: Baseline) -> Gate:
+    here = f"{environment['fingerprint']} ({environment.get('cpu')}, {environment.get('cores')} cores)"
+    there = ", ".join(f"{key} ({device.environment.get('cpu')})" for key, device in baseline.devices.items()) or "none"
+    text = f"latency and speedup are not comparable: this device is {here}, the baseline holds {there}"
+    return Gate("baseline.device", "inconclusive", None, None, f"{text}; add this one with --update")
+
+
+def _latencies(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for backend, precisions in report["latency"].items():
+        for precision, batches in precisions.items():
+            for batch, measured in batches.items():
+                yield f"{backend}.{precision}.{batch}", measured
+
+
+def _demand_report(report: Report) -> None:
+    lacking = [key for key in ("name", "environment", "models", "latency", "verdict") if key not in report]
+    if lacking or "fingerprint" not in report["environment"]:
+        missing = ", ".join(lacking) or "environment.fingerprint"
+        raise UserError(f"the report lacks {missing}", "the report.json of a checked run", "run `demport check` on it")
+
+
+def _demand_same_name(report: Report, baseline: Baseline) -> None:
+    if report["name"] != baseline.name:
+        raise UserError(
+            f"the baseline is of {baseline.name!r}, the run of {report['name']!r}",
+            "a baseline of the same run",
+            "give its own baseline file, or write one with --update",
+        )
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no figure")

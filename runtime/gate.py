@@ -1,0 +1,103 @@
+"""The gates of a run: a figure against its limit, with a reason one can act on.
+
+A gate is "pass", "fail" or "inconclusive"; a figure that was not measured is inconclusive, never passed. The verdict
+is the worst of its gates: fail before inconclusive before pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from runtime.latency import Speedup
+    from runtime.paired import PairedAccuracy
+
+Status = Literal["pass", "fail", "inconclusive"]
+_WORST_FIRST: tuple[Status, ...] = ("fail", "inconclusive", "pass")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`value` against `limit`, in the unit that `reason` names; both null where there is nothing to compare."""
+
+    name: str
+    status: Status
+    value: float | None
+    limit: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`status` is the worst of the gates'."""
+
+    status: Status
+    gates: tuple[Gate, ...]
+
+
+def verdict(gates: Iterable[Gate]) -> Verdict:
+    """Overall: fail if one failed, else inconclusive if one is, else pass. No gate at all is inconclusive."""
+    gates = tuple(gates)
+    found = {gate.status for gate in gates} or {"inconclusive"}
+    return Verdict(next(status for status in _WORST_FIRST if status in found), gates)
+
+
+def accuracy_gate(difference: PairedAccuracy | None, limit_pp: float, missing: str = "") -> Gate:
+    """max_accuracy_drop: compact's loss against dense in percentage points, on the same images.
+
+    The point estimate decides, as it does for whoever reads two accuracies; the interval is told with it, so that a
+    small test split shows. `missing` says why there is no figure.
+    """
+    name = "max_accuracy_drop"
+    if difference is None:
+        return Gate(name, "inconclusive", None, limit_pp, missing)
+    drop = -difference.difference_pp + 0.0  # no "-0.00"
+    low, high = difference.ci95_pp
+    text = (
+        f"compact loses {drop:.2f} points on {difference.n} images (95 % interval {-high:.2f} to {-low:.2f}), "
+        f"at most {limit_pp:g} allowed"
+    )
+    return Gate(name, "pass" if drop <= limit_pp else "fail", drop, limit_pp, text)
+
+
+def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str = "") -> Gate:
+    """min_speedup: dense p50 over compact p50.
+
+    fail: the whole interval lies below the limit. pass: the point ratio reaches the limit and the whole interval lies
+    above 1 (or above the limit, where that is less). inconclusive: anything else, as another measurement could turn
+    it. `what` names what was timed.
+    """
+    name = "min_speedup"
+    if speedup is None:
+        return Gate(name, "inconclusive", None, limit, missing)
+    low, high = speedup.ci95
+    told = (
+        f"{what}: {speedup.ratio:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}), at least {limit:g} asked"
+    )
+    if high < limit:
+        return Gate(name, "fail", speedup.ratio, limit, told)
+    if speedup.ratio >= limit and low > min(1.0, limit):
+        return Gate(name, "pass", speedup.ratio, limit, told)
+    why = "the interval reaches down to 1" if speedup.ratio >= limit else "the interval still holds the limit"
+    return Gate(name, "inconclusive", speedup.ratio, limit, f"{told}; {why}: measure longer or on a quieter machine")
+
+
+def difference_gate(value: float | None, limit: float, missing: str = "") -> Gate:
+    """max_abs_diff: largest difference of compact's fp32 logits from those of dense with the removed channels held."""
+    name = "max_abs_diff"
+    if value is None:
+        return Gate(name, "inconclusive", None, limit, missing)
+    text = f"the cut changes a logit by at most {value:.2e}, {limit:g} allowed"
+    return Gate(name, "pass" if value <= limit else "fail", value, limit, text)
+
+
+def engines_gate(built: int, missing: Sequence[str]) -> Gate:
+    """engines: as many as were asked for. `missing` holds the reason of each that could not be built here."""
+    asked = built + len(missing)
+    if missing:
+        reasons = "; ".join(dict.fromkeys(missing))
+        return Gate("engines", "inconclusive", built, asked, f"{built} of {asked} engines built: {reasons}")
+    text = f"all {asked} engines built" if asked else "no engine asked for"
+    return Gate("engines", "pass", built, asked, text)

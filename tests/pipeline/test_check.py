@@ -1,0 +1,237 @@
+"""The check on two small networks whose figures are known, and with engines that are missing or do not run here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.engine_from_onnx import Engine
+from pipeline import config, measuring
+from pipeline.check import Checked, check
+from pipeline.exporting import EngineResult
+from pipeline.progress import Silent
+from pipeline.report.schema import AccuracyDifference, EngineFile, Hop, Latency, Verdict
+from runtime.errors import UserError
+from tests.runtime.nets import SHAPE, WEIGHT, Net, expected, images, write_onnx
+
+N = 50
+
+
+class Wrong(Net):
+    """The same function with class 0 and 1 exchanged on every image whose first pixel is above 1.5."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        logits = super().forward(batch)
+        bad = batch[:, 0, 0, 0] > 1.5
+        return torch.where(bad[:, None], logits.flip(1), logits)
+
+
+@dataclass
+class Split:
+    """50 images; the label is the network's own answer but for the first five."""
+
+    name: str = "test"
+
+    def __post_init__(self) -> None:
+        self.images = images(N)
+        self.labels = torch.from_numpy(expected(self.images).argmax(axis=1))
+        self.labels[:5] = (self.labels[:5] + 1) % 4
+
+    def __len__(self) -> int:
+        return N
+
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: str = "none"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert seed is None
+        for start in range(0, N, batch_size):
+            yield torch.from_numpy(self.images[start : start + batch_size]), self.labels[start : start + batch_size]
+
+    def to(self, device: torch.device) -> Split:
+        return self
+
+
+SECTION = config.Check(
+    batch_sizes=(1, 4),
+    gate_batch=4,
+    threads=1,
+    min_blocks=5,
+    time_limit_s=1,
+    gates=config.Gates(max_accuracy_drop=1.0, min_speedup=0.5, max_abs_diff=1e-5),
+)
+
+
+def engine(folder: Path, role: str) -> EngineResult:
+    path = folder / f"{role}.fp16.SM86.engine"
+    path.write_bytes(b"plan")
+    built = Engine(
+        path, path, path, "tensorrt_rtx", "1.0", "fp16", "SM86", "0" * 64, 4, 0.1, {}
+    )  # fmt: skip
+    return EngineResult(role, "fp16", "SM86", built, None)  # type: ignore[arg-type]
+
+
+def run(tmp_path: Path, *, compact: nn.Module | None = None, engines: Any = (), **changes: Any) -> tuple[Checked, Any]:
+    section = SECTION.model_copy(update=changes)
+    graphs = {}
+    for name in ("onnx", "simplified", "fp16"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        graphs[name] = {role: write_onnx(tmp_path / name / f"{role}.onnx") for role in ("dense", "compact")}
+    result = check(
+        section,
+        dense=Net(),
+        compact=compact or Net(),
+        graphs=graphs,  # type: ignore[arg-type]
+        engines=engines,
+        test=Split(),
+        max_abs_diff=1e-7,
+        device="cpu",
+        out=tmp_path,
+        progress=Silent(),
+    )
+    return result, json.loads((tmp_path / "check.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checked, Any]:
+    folder = tmp_path_factory.mktemp("check")
+    missing = EngineResult("compact", "fp16", "SM89", None, "tensorrt_rtx is not installed")
+    return run(folder, engines=(engine(folder, "dense"), engine(folder, "compact"), missing))
+
+
+def test_accuracy_at_every_hop(whole: tuple[Checked, Any]) -> None:
+    result, document = whole
+    accuracy = document["models"]["dense"]["accuracy"]
+    assert {accuracy[hop] for hop in ("torch", "onnx", "simplified", "fp16")} == {0.9}
+    assert (result.accuracy_dense, result.accuracy_compact) == (0.9, 0.9)
+    assert document["accuracy_difference"]["n"] == N
+    assert document["accuracy_difference"]["difference_pp"] == 0
+    assert AccuracyDifference.model_validate(document["accuracy_difference"])
+
+
+def test_sizes_by_hand(whole: tuple[Checked, Any]) -> None:
+    _, document = whole
+    model = document["models"]["compact"]
+    assert model["params"] == WEIGHT.size == 72
+    assert model["macs"] == 72
+    assert model["bytes"] == model["files"]["simplified"] > 72 * 4
+    assert model["files"]["tensorrt_rtx.fp16.SM86"] == 4
+
+
+def test_hops_follow_the_line(whole: tuple[Checked, Any]) -> None:
+    _, document = whole
+    hops = [Hop.model_validate(hop) for hop in document["hops"] if hop["model"] == "dense"]
+    assert [(hop.source, hop.target) for hop in hops] == [
+        ("torch", "onnx"), ("onnx", "simplified"), ("simplified", "fp16"), ("fp16", "tensorrt_rtx.fp16.SM86"),
+    ]  # fmt: skip
+    assert hops[0].max_abs is not None
+    assert hops[0].max_abs < 1e-5
+    assert hops[1].max_abs == 0.0
+    assert (hops[0].top1_agreement, hops[0].accuracy_delta, hops[0].reason) == (1.0, 0.0, None)
+    assert hops[3].max_abs is None
+    assert hops[3].reason
+
+
+def test_engines_that_do_not_run_here_are_null_with_the_reason(whole: tuple[Checked, Any]) -> None:
+    _, document = whole
+    files = [EngineFile.model_validate(entry) for entry in document["engines"]]
+    assert [(file.model, file.measured_on) for file in files] == [("dense", None), ("compact", None), ("compact", None)]
+    assert files[2].reason == "tensorrt_rtx is not installed"
+    assert files[2].path is None
+    assert files[0].path == "/".join(Path(files[0].path or "").parts[-2:])
+    model = document["models"]["compact"]
+    assert model["accuracy"]["tensorrt_rtx.fp16.SM86"] is None
+    assert any(
+        word in model["reasons"]["tensorrt_rtx.fp16.SM86"] for word in ("pycuda", "GPU", "installed", "accepted")
+    )
+    assert model["reasons"]["engine.fp16.SM89"] == "tensorrt_rtx is not installed"
+
+
+def test_latency_of_every_precision_and_batch(whole: tuple[Checked, Any]) -> None:
+    _, document = whole
+    latency = document["latency"]
+    assert {(backend, precision) for backend in latency for precision in latency[backend]} == {
+        ("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("torch", "fp32"),
+    }  # fmt: skip
+    for precisions in latency.values():
+        for batches in precisions.values():
+            assert set(batches) == {"b1", "b4"}
+            for entry in batches.values():
+                samples = [entry[role].pop("samples_ms") for role in ("dense", "compact")]
+                assert all(0 < len(taken) <= 2000 for taken in samples)
+                told = Latency.model_validate(entry)
+                assert told.dense is not None
+                assert told.dense.best_ms <= told.dense.p50_ms
+                assert entry["settings"]["dense"]["threads"] == 1
+                assert entry["protocol"]["conditions"]["before"]
+
+
+def test_gates_and_verdict(whole: tuple[Checked, Any]) -> None:
+    result, document = whole
+    verdict = Verdict.model_validate(document["verdict"])
+    gates = {gate.name: gate for gate in verdict.gates}
+    assert list(gates) == ["max_accuracy_drop", "min_speedup", "max_abs_diff", "engines"]
+    assert (gates["engines"].status, gates["engines"].value, gates["engines"].limit) == ("inconclusive", 2, 3)
+    assert gates["max_accuracy_drop"].status == gates["max_abs_diff"].status == "pass"
+    assert verdict.status == result.status == "inconclusive"
+    assert result.path.name == "check.json"
+
+
+def test_a_compact_network_that_is_worse_fails(tmp_path: Path) -> None:
+    bad = int((Split().images[5:, 0, 0, 0] > 1.5).sum())
+    assert bad >= 2
+    result, document = run(tmp_path, compact=Wrong(), batch_sizes=(4,))
+    gate = document["verdict"]["gates"][0]
+    assert gate["status"] == "fail"
+    assert gate["value"] == pytest.approx(100 * (0.9 - result.accuracy_compact))
+    assert gate["value"] >= 2.0
+    assert document["verdict"]["status"] == "fail"
+    assert document["accuracy_difference"]["only_first"] >= document["accuracy_difference"]["only_second"] + 1
+
+
+def test_a_speedup_that_is_not_there_fails(tmp_path: Path) -> None:
+    result, document = run(tmp_path, gates=SECTION.gates.model_copy(update={"min_speedup": 50.0}))
+    gate = document["verdict"]["gates"][1]
+    assert gate["status"] == "fail"
+    assert gate["limit"] == 50.0
+    assert gate["value"] == result.speedup == document["latency"]["onnxruntime"]["fp32"]["b4"]["speedup"]["ratio"]
+
+
+def test_a_graph_that_does_not_load_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_nothing(path: Path, *arguments: Any) -> Any:
+        raise UserError(f"ONNX Runtime cannot load {path}", "a valid .onnx file", "export the network again")
+
+    monkeypatch.setattr(measuring, "open_session", open_nothing)
+    with pytest.raises(UserError, match="cannot load"):
+        run(tmp_path)
+    assert not (tmp_path / "check.json").exists()
+
+
+def test_engines_are_timed_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU to be seen, an engine that does not open leaves an entry with the reason, not an error."""
+    monkeypatch.setattr(measuring, "gpus", lambda: ("some GPU",))
+    pair = engine(tmp_path, "dense"), engine(tmp_path, "compact")
+    other = replace(pair[0], target="SM89"), replace(pair[1], target="SM89")
+    _, document = run(tmp_path, engines=(*pair, *other))
+    entry = Latency.model_validate(document["latency"]["tensorrt_rtx"]["fp16"]["b4"])
+    assert (entry.dense, entry.compact, entry.speedup) == (None, None, None)
+    assert entry.reason
+
+
+def test_images_are_repeated_for_a_batch_larger_than_the_split(tmp_path: Path) -> None:
+    _, document = run(tmp_path, gate_batch=2 * N, batch_sizes=(2 * N,))
+    assert set(document["latency"]["onnxruntime"]["fp32"]) == {f"b{2 * N}"}
+    assert np.isfinite(document["latency"]["onnxruntime"]["fp32"][f"b{2 * N}"]["dense"]["p50_ms"])
+
+
+def test_shapes_come_from_the_split() -> None:
+    bench = measuring.Bench(SECTION, {"dense": Net(), "compact": Net()}, {}, Split(), "cpu")
+    assert bench.input_shape == SHAPE
+    assert bench.gpu is None
