@@ -42,7 +42,7 @@ class Layer:
 
 @dataclass
 class Analysis:
-    """`env` maps each node to its value in labels; `recasts` to what becomes of it; `layers` lists the makers of channels."""
+    """`env`: node -> its value in labels; `recasts`: node -> what becomes of it; `layers`: the makers of channels."""
 
     traced: Traced
     residual: str = "tied"
@@ -65,7 +65,9 @@ class Analysis:
             if node.op == "get_attr":
                 self._fetched.add(self.canonical(str(node.target)))
                 self.uses[self.canonical(str(node.target))] += len(node.users)
-            elif node.op == "call_module" and isinstance(getattr(module.get_submodule(node.target), "weight", None), Tensor):
+            elif node.op == "call_module" and isinstance(
+                getattr(module.get_submodule(node.target), "weight", None), Tensor
+            ):
                 self.uses[self.canonical(f"{node.target}.weight")] += 1
 
     def value(self, x: Any) -> Any:

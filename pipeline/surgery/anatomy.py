@@ -80,7 +80,7 @@ class Anatomy:
         return sum(int(mask.sum()) for mask in self.removable(dead).values())
 
     def live_masks(self, dead: Dead) -> dict[str, Tensor]:
-        """Per parameter a float mask that broadcasts to it: 0 where cutting the dead channels would remove the entry."""
+        """Per parameter a float mask that broadcasts to it: 0 where cutting the dead channels removes the entry."""
         a = Analysis(self.traced, dead=dead).run()
         _, cut = choose(a, 1)
         masks = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,7 +51,8 @@ class OpenAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, L, heads * d) -> (B, heads, L, d)"""
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        heads: Tensor = torch.unflatten(x, -1, (self.num_heads, self.head_dim))
+        return heads.transpose(1, 2)
 
     def _apart(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.fused:

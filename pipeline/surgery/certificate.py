@@ -15,7 +15,9 @@ from pipeline.surgery.law import Law
 from pipeline.surgery.select import Choice
 
 
-def certificate(analysis: Analysis, choice: Choice, cut: Cut, compact: fx.GraphModule, law: Law | None) -> dict[str, Any]:
+def certificate(
+    analysis: Analysis, choice: Choice, cut: Cut, compact: fx.GraphModule, law: Law | None
+) -> dict[str, Any]:
     """Plain JSON: schema, channels, parameters, groups, folded, frozen, notes, law."""
     frozen = _frozen(analysis, choice)
     groups = [g for g in (_group(analysis, choice, g.name, g.layers, g.classes) for g in choice.groups) if g["dead"]]
@@ -82,7 +84,13 @@ def _group(analysis: Analysis, choice: Choice, name: str, layers: tuple[str, ...
 def _folded(analysis: Analysis, cut: Cut) -> list[dict[str, Any]]:
     rows = []
     for weight, (_, bias, delta) in cut.folds.items():
-        rows.append({"layer": weight.removesuffix(".weight"), "bias": "gained" if bias is None else "changed", "largest": float(np.abs(delta).max())})
+        rows.append(
+            {
+                "layer": weight.removesuffix(".weight"),
+                "bias": "gained" if bias is None else "changed",
+                "largest": float(np.abs(delta).max()),
+            }
+        )
     return rows
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.labels import Ids, LayoutError, Labels
+from pipeline.surgery.labels import Ids, Labels, LayoutError
 from pipeline.surgery.ledger import Flags, Floats
 
 
@@ -64,7 +64,9 @@ class Cut:
         """Add `delta` (kept outputs,) to the bias of the layer that `node` calls."""
         self.folds[weight] = (node, bias, delta)
 
-    def rewrite(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
+    def rewrite(
+        self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         """Call the function `target` instead; args refer to nodes of the graph before the cut."""
         self.calls[node] = (target, args, kwargs or {})
 

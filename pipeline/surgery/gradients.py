@@ -73,7 +73,7 @@ def keep_what_learns(analysis: Analysis, gradients: Mapping[str, Tensor]) -> Non
 
 
 def _keep_of_layer(analysis: Analysis, outs: Ids, source: Any, gradient: Tensor, axis: int) -> None:
-    """A grouped weight has no ids for what it reads: rows (out, in / groups) are matched with the channels that enter."""
+    """The same for convolutions, grouped ones included: their weights (out, in / groups) carry no ids of what enters."""
     x = analysis.value(source)
     field = x.at(1) if isinstance(x, Labels) else None
     if gradient.dim() < 3 or field is None or field.axes != (1,):
@@ -91,7 +91,7 @@ def _keep_of_layer(analysis: Analysis, outs: Ids, source: Any, gradient: Tensor,
 
 def _reached(gradient: Tensor, axis: int) -> Tensor:
     """Per index of `axis`, whether any entry is not zero (NaN is not)."""
-    return gradient.ne(0).movedim(axis, 0).flatten(1).any(1)
+    return gradient.ne(0).movedim(axis, 0).reshape(gradient.shape[axis], -1).any(1)
 
 
 def _keep(analysis: Analysis, ids: Ids, reached: Tensor) -> None:

@@ -92,12 +92,9 @@ def take(x: Labels, axis: int, index: Ids, like: Labels | None = None) -> Labels
     shape = (*x.shape[:axis], len(index), *x.shape[axis + 1 :])
     fields = []
     for f in x.fields:
-        if axis in f.axes:
-            kept = compress(f.axes, f.ids.take(index, f.axes.index(axis)), like)
-            if kept is None:
-                continue
-            f = kept
-        fields.append(f)
+        left = compress(f.axes, f.ids.take(index, f.axes.index(axis)), like) if axis in f.axes else f
+        if left is not None:
+            fields.append(left)
     return Labels(shape, tuple(fields))
 
 
@@ -156,9 +153,7 @@ def concatenate(parts: Sequence[Labels], axis: int) -> Labels | None:
             return None
         pieces.append(f.ids)
     ids = np.concatenate(pieces)
-    return replace(
-        parts[0], shape=_joined_shape(parts, axis), fields=(Field((axis,), ids),), parameter=None
-    )
+    return replace(parts[0], shape=_joined_shape(parts, axis), fields=(Field((axis,), ids),), parameter=None)
 
 
 def _joined_shape(parts: Sequence[Labels], axis: int) -> tuple[int, ...]:

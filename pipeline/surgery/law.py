@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.surgery.cut import Cut
-from pipeline.surgery.labels import LayoutError, Labels, positions
+from pipeline.surgery.labels import Labels, LayoutError, positions
 from pipeline.surgery.rebuild import rebuild
 from runtime.errors import UserError
 
@@ -73,7 +73,9 @@ def fresh_inputs(example: Sequence[Tensor], batch: int, seed: int) -> tuple[Tens
     out = []
     for x in example:
         made = torch.randn((batch, *x.shape[1:]), generator=generator)
-        out.append(made.to(device=x.device, dtype=x.dtype) if x.is_floating_point() else x[:1].expand(batch, *x.shape[1:]))
+        out.append(
+            made.to(device=x.device, dtype=x.dtype) if x.is_floating_point() else x[:1].expand(batch, *x.shape[1:])
+        )
     return tuple(out)
 
 
@@ -95,7 +97,7 @@ def check_law(
     original: nn.Module, cut: Cut, compact: fx.GraphModule, *, real: Sequence[tuple[Tensor, ...]] = (),
     tolerance: float = 1e-9, seed: int = 0,
 ) -> Law:  # fmt: skip
-    """Hold the law on random inputs at two batch sizes and on `real` inputs, or raise naming the first tensor that differs.
+    """Hold the law on random inputs at two batch sizes and on `real` inputs; UserError names the first tensor off.
 
     The cut is carried out on a float64 copy; `compact` must be that result rounded to its own precision.
     """
@@ -141,7 +143,9 @@ def _broken(what: str, difference: float, inputs: str, where: str, tolerance: fl
     )
 
 
-def first_difference(reference: fx.GraphModule, small: fx.GraphModule, cut: Cut, x: tuple[Tensor, ...], tolerance: float) -> str:
+def first_difference(
+    reference: fx.GraphModule, small: fx.GraphModule, cut: Cut, x: tuple[Tensor, ...], tolerance: float
+) -> str:
     """Name of the first tensor of the graph whose kept channels differ."""
     nodes = {n.name: n for n in cut.analysis.traced.module.graph.nodes}
     left, right = Held(reference, cut, nodes), _Seen(small)
@@ -152,8 +156,10 @@ def first_difference(reference: fx.GraphModule, small: fx.GraphModule, cut: Cut,
         full, kept = cut.analysis.env[node], cut.env[node]
         if name in left.seen and name in right.seen and isinstance(full, Labels) and isinstance(kept, Labels):
             picked = _pick(left.seen[name], full, kept)
-            if picked is not None and (picked.shape != right.seen[name].shape or relative(right.seen[name], picked) > tolerance):
-                return name
+            if picked is not None and (
+                picked.shape != right.seen[name].shape or relative(right.seen[name], picked) > tolerance
+            ):
+                return str(name)
     return "the output"
 
 

@@ -95,7 +95,8 @@ class Ledger:
         a = np.concatenate([t[0] for t in self._ties])
         b = np.concatenate([t[1] for t in self._ties])
         graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(self.size, self.size))
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        found: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
+        return found
 
     def removable(self, classes: Ids) -> Flags:
         """Per class: read somewhere, and every reader can do without it."""

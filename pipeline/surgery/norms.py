@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def layer_norm_over_kept(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, full: int) -> Tensor:
+def layer_norm_over_kept(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dims: int, full: int
+) -> Tensor:
     """Layer norm over the last `dims` axes as if there were `full` elements, those missing being zero.
 
     With mean m = sum(x) / full, the variance is (sum((x - m)^2) + missing * m^2) / full.
@@ -28,7 +30,7 @@ def group_norm_over_kept(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, full: int
 ) -> Tensor:
     """Group norm of x (N, C, ...) in which each group had `full` channels, those missing being zero."""
-    split = x.unflatten(1, (groups, -1)).flatten(2)
+    split = torch.unflatten(x, 1, (groups, -1)).flatten(2)
     present = x.shape[1] // groups
     scale = full / present  # elements a group had over elements it has
     mean = split.mean(2, keepdim=True) / scale
@@ -38,4 +40,4 @@ def group_norm_over_kept(
     shape = (1, -1) + (1,) * (x.dim() - 2)
     if weight is not None:
         out = out * weight.reshape(shape)
-    return out if bias is None else out + bias.reshape(shape)
+    return out if bias is None else torch.add(out, bias.reshape(shape))

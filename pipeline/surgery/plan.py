@@ -67,7 +67,7 @@ class Plan(Strict):
 
 @dataclass(frozen=True)
 class Compact:
-    """`model` computes what the network given does, with fewer channels; `certificate` says what was done and proves it."""
+    """`model` computes what the network given does, with fewer channels; `certificate` says what was done."""
 
     model: fx.GraphModule
     plan: Plan
@@ -83,7 +83,7 @@ def plan_of(analysis: Analysis, cut: Cut, network: str, before: Plan | None) -> 
     biases = {w.removesuffix("weight") + "bias" for w, (_, bias, _) in cut.folds.items() if bias is None}
     inputs = tuple(Input(shape=tuple(x.shape), dtype=str(x.dtype)) for x in analysis.traced.example_inputs)
     return Plan(
-        schema=1, network=network if before is None else before.network, source=None if before is None else before.source,
+        schema=1, network=before.network if before else network, source=before.source if before else None,
         inputs=inputs, residual=analysis.residual, layers=layers, streams=streams, widths=widths,
         biases=tuple(sorted(biases | set(() if before is None else before.biases))),
     )  # fmt: skip
@@ -107,21 +107,37 @@ def read_plan(path: Path) -> Plan:
     """Read and check a plan; UserError says what does not fit."""
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
-            raise UserError(f"{path} is {path.stat().st_size} bytes long", f"at most {MAX_PLAN_BYTES}", "this is no plan of demport")
+            raise UserError(
+                f"{path} is {path.stat().st_size} bytes long", f"at most {MAX_PLAN_BYTES}", "this is no plan of demport"
+            )
         plan = Plan.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})", "a plan", "cut the network again") from None
     except (ValueError, RecursionError) as error:
         what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "not JSON"}
         where = ".".join(str(x) for x in what["loc"])
-        raise UserError(f"{path}: {where or 'content'}: {what['msg']}", "a plan of schema 1", "cut the network again") from None
+        raise UserError(
+            f"{path}: {where or 'content'}: {what['msg']}", "a plan of schema 1", "cut the network again"
+        ) from None
     for name, kept in [*plan.layers.items(), *plan.streams.items()]:
         width = plan.widths.get(name, 0)
         if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
-            raise UserError(f"{path}: layers.{name} is no set of channels of {width}", "rising indices below the width", "cut the network again")
+            raise UserError(
+                f"{path}: layers.{name} is no set of channels of {width}",
+                "rising indices below the width",
+                "cut the network again",
+            )
     for i, x in enumerate(plan.inputs):
-        if not x.shape or any(not 0 < n < 1 << 20 for n in x.shape) or int(np.prod([float(n) for n in x.shape])) > 1 << 32:
-            raise UserError(f"{path}: inputs.{i}.shape is {list(x.shape)}", "sizes of a tensor that fits in memory", "cut the network again")
+        if (
+            not x.shape
+            or any(not 0 < n < 1 << 20 for n in x.shape)
+            or int(np.prod([float(n) for n in x.shape])) > 1 << 32
+        ):
+            raise UserError(
+                f"{path}: inputs.{i}.shape is {list(x.shape)}",
+                "sizes of a tensor that fits in memory",
+                "cut the network again",
+            )
     return plan
 
 
@@ -129,7 +145,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
     """The compact network of `plan` with the weights that `model` happens to have; UserError where it does not fit."""
     found = class_name(model)
     if found != plan.network:
-        raise UserError(f"the plan is for a {plan.network}, the network is a {found}", "the network the plan was made for", "build that network")
+        raise UserError(
+            f"the plan is for a {plan.network}, the network is a {found}",
+            "the network the plan was made for",
+            "build that network",
+        )
     example = tuple(torch.zeros(x.shape, dtype=_dtype(x.dtype)) for x in plan.inputs)
     analysis = Analysis(trace(model, example), residual=plan.residual).run()
     made = {layer.weight: layer.ids for layer in analysis.layers} | analysis.streams
@@ -145,7 +165,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
     for name, ids in made.items():
         wanted = kept.get(name, tuple(range(len(ids))))
         if tuple(np.flatnonzero(choice.keep_ids()[ids]).tolist()) != wanted:
-            raise UserError(f"the plan's channels of {name} cannot be cut so in this network", "a plan made for it", "cut the network again")
+            raise UserError(
+                f"the plan's channels of {name} cannot be cut so in this network",
+                "a plan made for it",
+                "cut the network again",
+            )
     cut.folds.clear()
     compact = rebuild(analysis, cut, gained=plan.biases)
     compact.meta[META] = plan
@@ -180,7 +204,7 @@ def plan_before(model: nn.Module) -> Plan | None:
 
 
 def save_compact(compact: Compact, folder: Path, source: Source | None = None) -> None:
-    """Write plan.json, weights.safetensors and certificate.json; `source` lets `load_compact` build the network itself."""
+    """Write plan.json, weights.safetensors and certificate.json; with `source`, `load_compact` builds the network."""
     from pipeline.models import save_weights
 
     plan = compact.plan if source is None else compact.plan.model_copy(update={"source": source})
@@ -193,14 +217,20 @@ def save_compact(compact: Compact, folder: Path, source: Source | None = None) -
 
 
 def load_compact(folder: Path | str, model: nn.Module | Callable[[], nn.Module] | None = None) -> fx.GraphModule:
-    """The compact network saved in `folder`, in eval mode, bit for bit; `model` (the network before the cut, or its maker) where the plan names none."""
+    """The compact network saved in `folder`, in eval mode, bit for bit.
+
+    `model`: the network before the cut, or its maker, where the plan names none. Raises UserError where the files do
+    not fit it.
+    """
     from pipeline.config import Model
     from pipeline.models import build, load_weights
 
     folder = Path(folder)
     plan = read_plan(folder / PLAN)
     if model is None and plan.source is None:
-        raise UserError(f"{folder / PLAN} names no network", "a plan with a source", "pass the network: load_compact(folder, model)")
+        raise UserError(
+            f"{folder / PLAN} names no network", "a plan with a source", "pass the network: load_compact(folder, model)"
+        )
     if model is None and plan.source is not None:
         s = plan.source
         model = build(Model(name=s.name, args=s.args), num_classes=s.num_classes, input_shape=s.input_shape)

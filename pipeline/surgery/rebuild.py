@@ -28,14 +28,18 @@ def rebuild(
     tensors: dict[str, Tensor] = {}
     for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
         made = cut_tensor(tensor.detach(), name, cut)
-        tensors[name] = nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+        tensors[name] = (
+            nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+        )
         memo[id(tensor)] = tensors[name]
     root = nn.Module()
     for child_name, child in source.named_children():
         root.add_module(child_name, copy.deepcopy(child, memo))
     for name, tensor in tensors.items():
         if "." not in name:
-            root.register_parameter(name, tensor) if isinstance(tensor, nn.Parameter) else root.register_buffer(name, tensor)
+            root.register_parameter(name, tensor) if isinstance(tensor, nn.Parameter) else root.register_buffer(
+                name, tensor
+            )
     added = _fold(cut, root) | _gain(analysis, root, gained)
     graph = _graph(analysis, cut, added)
     for path, module in root.named_modules():
@@ -52,7 +56,9 @@ def cut_tensor(tensor: Tensor, name: str, cut: Cut) -> Tensor:
     out = tensor
     for axis in range(tensor.dim()):
         index = cut.slices.get((name, axis))
-        if index is not None and len(index) < tensor.shape[axis] or index is not None and (np.diff(index) != 1).any():
+        if (index is not None and len(index) < tensor.shape[axis]) or (
+            index is not None and (np.diff(index) != 1).any()
+        ):
             out = out.index_select(axis, torch.as_tensor(index, device=tensor.device))
     return out.clone() if out is tensor else out
 
@@ -125,7 +131,7 @@ def refresh(module: nn.Module, groups: int | None) -> None:
 
 def _graph(analysis: Analysis, cut: Cut, added: dict[fx.Node, str]) -> fx.Graph:
     graph = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
+    made: dict[fx.Node, Any] = {}
 
     def argument(x: Any) -> Any:
         if isinstance(x, fx.Node):
@@ -150,8 +156,8 @@ def _graph(analysis: Analysis, cut: Cut, added: dict[fx.Node, str]) -> fx.Graph:
             given, more = argument(args), argument(dict(kwargs))
             made[node] = graph.create_node("call_function", target, given, more, name=node.name)
             continue
-        frozen = cut.numbers.get(node, set())
-        new = graph.node_copy(node, lambda n, frozen=frozen: analysis.env[n] if n in frozen else made[n])
+        known = made | {n: analysis.env[n] for n in cut.numbers.get(node, ())}
+        new = graph.node_copy(node, known.__getitem__)
         new.meta.pop("val", None)
         made[node] = new
         if node.op == "call_function" and node in cut.groups:
@@ -170,4 +176,3 @@ def _set_argument(node: fx.Node, name: str, position: int, value: Any) -> None:
         node.args = tuple(args)
     else:
         node.kwargs = {**node.kwargs, name: value}
-

@@ -65,7 +65,7 @@ def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
 
 
 class Strength:
-    """Per class the sum of squares of the weights that make it: which of the dead is the most alive. Read when asked."""
+    """Per class the sum of squares of the weights that make it: which of the dead is the most alive."""
 
     def __init__(self, analysis: Analysis, classes: Ids) -> None:
         self._analysis, self._classes = analysis, classes

@@ -50,7 +50,11 @@ def cut_of(
     """Analysis, choice and cut of a traced network."""
     unknown = set(dead or ()) - {n.name for n in traced.module.graph.nodes}
     if unknown:
-        raise UserError(f"no tensor of the network is named {min(unknown)}", "names from Anatomy.watch", "take the census on this network")
+        raise UserError(
+            f"no tensor of the network is named {min(unknown)}",
+            "names from Anatomy.watch",
+            "take the census on this network",
+        )
     analysis = Analysis(traced, residual=residual, dead=dead or {}).run()
     choice, cut = choose(analysis, align)
     return analysis, choice, cut
@@ -61,10 +65,8 @@ def finish(
     tolerance: float = 1e-9, verify: bool = True,
 ) -> Compact:  # fmt: skip
     """Rebuild, hold the law, and write plan and certificate."""
-    if analysis.traced.frozen is not None:
-        compact = whole(model, analysis.traced)
-    else:
-        compact = rebuild(analysis, cut)
+    traced = analysis.traced
+    compact = rebuild(analysis, cut) if traced.frozen is None else whole(model, traced)
     law = check_law(model, cut, compact, real=real, tolerance=tolerance) if verify else None
     plan = plan_of(analysis, cut, class_name(model), plan_before(model))
     compact.meta[META] = plan

@@ -41,7 +41,14 @@ class Cut:
 
 
 def cut(
-    section: config.Surgery, model: config.Model, data: Dataset, trained: Trained, *, threads: int, out: Path, progress: Progress
+    section: config.Surgery,
+    model: config.Model,
+    data: Dataset,
+    trained: Trained,
+    *,
+    threads: int,
+    out: Path,
+    progress: Progress,
 ) -> Cut:
     """Cut the trained network into `out`. Raises UserError where the law does not hold."""
     torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ from pipeline.surgery.attention import OpenAttention
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
-class ConcreteProxy(fx.Proxy):  # type: ignore[misc]
+class ConcreteProxy(fx.Proxy):
     """A proxy that knows the value its example inputs give it; asked for a plain number, it answers with that."""
 
     def __len__(self) -> int:
@@ -34,7 +34,6 @@ class ConcreteProxy(fx.Proxy):  # type: ignore[misc]
 
     def __float__(self) -> float:
         return float(self.node.meta["val"])
-
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record the assignment out of place; later reads of this proxy see the result."""
@@ -91,7 +90,8 @@ class ShapeTracer(fx.Tracer):
         return bool(obj.node.meta["val"])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[i] for i in range(len(obj.node.meta["val"]))])
+        indexable: Any = obj
+        return iter([indexable[i] for i in range(len(obj.node.meta["val"]))])
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._executing:
@@ -117,7 +117,7 @@ class ShapeTracer(fx.Tracer):
         args, kwargs = fx.node.map_aggregate(node.args, value), fx.node.map_aggregate(node.kwargs, value)
         match node.op:
             case "call_function":
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return node.target(*args, **kwargs)
             case "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)  # type: ignore[index]
             case "call_module":

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Result, Rule
-from pipeline.surgery.labels import Field, Ids, LayoutError, Labels
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
 from pipeline.surgery.ledger import Floats
 
 if TYPE_CHECKING:
@@ -171,7 +171,9 @@ def strict(function: Callable[..., Any]) -> Evaluate:
     def evaluate(values: list[Any]) -> Any:
         tensors = [v for v in values if isinstance(v, torch.Tensor)]
         unknown = torch.stack([v.isnan() for v in tensors]).any(0)
-        return torch.where(unknown, torch.nan, function(*[v.clone() if isinstance(v, torch.Tensor) else v for v in values]))
+        return torch.where(
+            unknown, torch.nan, function(*[v.clone() if isinstance(v, torch.Tensor) else v for v in values])
+        )
 
     return evaluate
 
@@ -249,7 +251,11 @@ def binary(evaluate: Callable[[Callable[..., Any]], Evaluate]) -> Rule:
     """f(x, y) with further plain arguments."""
 
     def rule(a: Analysis, node: fx.Node) -> Result | None:
-        if len(node.args) < 2 or node.kwargs.get("rounding_mode") or any(isinstance(v, Labels) for v in a.value(node.kwargs).values()):
+        if (
+            len(node.args) < 2
+            or node.kwargs.get("rounding_mode")
+            or any(isinstance(v, Labels) for v in a.value(node.kwargs).values())
+        ):
             return None
         rest, call = a.value(node.args[2:]), _call(node, a)
         shape = tuple(node.meta["val"].shape)
@@ -269,19 +275,27 @@ ACTIVATION_MODULES: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh,
     nn.Softplus, nn.Threshold, nn.RReLU,
 )  # fmt: skip
-GATE_MODULES: tuple[type[nn.Module], ...] = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.Hardshrink)
+GATE_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.Tanh,
+    nn.Softsign,
+    nn.LogSigmoid,
+    nn.Hardshrink,
+)
 ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh softplus threshold rrelu".split()
+    ("relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardtanh softplus threshold rrelu").split()
 )
 EXACT_ACTIVATIONS = frozenset({"relu", "relu6"})  # a census of zeros is a value, not an average
 _UNARY = (
-    "sigmoid hardsigmoid tanh softsign logsigmoid hardshrink abs neg exp expm1 log log1p sqrt rsqrt square reciprocal "
-    "sin cos erf clamp clamp_min clamp_max ceil floor round sign positive nan_to_num"
+    "sigmoid hardsigmoid tanh softsign logsigmoid hardshrink abs neg exp expm1 log log1p sqrt rsqrt "
+    "square reciprocal sin cos erf clamp clamp_min clamp_max ceil floor round sign positive nan_to_num"
 ).split()
 _SAME = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout contiguous clone detach float double half "
 _SAME += "bfloat16 to type type_as interpolate upsample adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-_SAME += "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d max_pool2d max_pool3d cpu cuda requires_grad "
-_STRICT = "add sub rsub pow maximum minimum true_divide iadd isub fmod remainder atan2 hypot".split()
+_SAME += "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d max_pool2d max_pool3d cpu "
+_SAME += "cuda requires_grad "
+_STRICT = ("add sub rsub pow maximum minimum true_divide iadd isub fmod remainder atan2 hypot").split()
 
 MODULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((*ACTIVATION_MODULES, *GATE_MODULES), unary),

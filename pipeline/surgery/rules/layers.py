@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
-from pipeline.surgery.labels import Field, Ids, LayoutError, Labels, positions
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, positions
 from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.rules.elementwise import over_positions
 
@@ -62,7 +62,11 @@ def mix(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> Result:
     incoming = a.channels(node, x, axis, others=True)
     weight = a.tensor(w.weight)
     columns = a.axis_ids(w.weight, w.in_axis) if w.groups == 1 else None
-    rows = a.axis_ids(w.weight, w.out_axis) if w.out_axis == 0 or w.groups == 1 else a.ledger.varying((prod_out(weight, w),))
+    rows = (
+        a.axis_ids(w.weight, w.out_axis)
+        if w.out_axis == 0 or w.groups == 1
+        else a.ledger.varying((prod_out(weight, w),))
+    )
     if incoming is not None:
         if columns is not None:
             a.ledger.tie(columns, incoming)
@@ -190,7 +194,9 @@ def _fold(cut: Cut, node: fx.Node, w: Weights, incoming: Ids, arrived: Ids, rows
         return
     total = _absolute(cut.analysis.tensor(w.weight), w).cpu().numpy()
     count = len(cut.analysis.ledger.constant(incoming))
-    group = np.arange(prod_out(cut.analysis.tensor(w.weight), w)) // (prod_out(cut.analysis.tensor(w.weight), w) // w.groups)
+    group = np.arange(prod_out(cut.analysis.tensor(w.weight), w)) // (
+        prod_out(cut.analysis.tensor(w.weight), w) // w.groups
+    )
     local = known.reshape(w.groups, count // w.groups)[group]
     if w.out_axis == 1 and w.groups > 1:
         raise LayoutError("constants through a grouped transposed convolution", incoming[gone])
@@ -204,7 +210,7 @@ def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
     ids = a.channels(node, x, 1)
     shape = tuple(node.meta["val"].shape)
     out_ids = a.axis_ids(w.weight, 0)
-    if ids is None or w.out_axis == 1 and weight.shape[1] != 1:
+    if ids is None or (w.out_axis == 1 and weight.shape[1] != 1):
         if ids is not None:
             a.freeze(node, "transposed depthwise convolution with several outputs a channel", ids)
         a.freeze(node, "depthwise convolution of channels that cannot be cut", out_ids)

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Result, Rule
-from pipeline.surgery.labels import Field, Ids, LayoutError, Labels
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
 from pipeline.surgery.rules.elementwise import over_positions
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def reduce(a: Analysis, node: fx.Node) -> Result | None:
 
 def _collapse(a: Analysis, f: Field, over: tuple[int, ...], name: str, count: int) -> tuple[Ids, Ids, Ids]:
     """Tie what is reduced together; (sorted ids of the representatives, their output ids, output ids in place)."""
-    ids = np.moveaxis(f.ids, over, range(len(over))).reshape(-1, *[n for i, n in enumerate(f.ids.shape) if i not in over])
+    ids = np.moveaxis(f.ids, over, range(len(over))).reshape(
+        -1, *[n for i, n in enumerate(f.ids.shape) if i not in over]
+    )
     a.ledger.tie(ids[:1], ids)
     known = a.ledger.constant(ids)
     same = (known == known[:1]).all(0)
@@ -186,9 +188,9 @@ def attention(a: Analysis, node: fx.Node) -> Result | None:
     contract(a, node, q, rank - 1, k, rank - 1)
     for x in (q, k, v, a.value(raw.get("attn_mask"))):
         for f in x.fields if isinstance(x, Labels) else ():
-            if rank - 1 not in f.axes or x is not q and x is not k and x is not v:
+            if rank - 1 not in f.axes or (x is not q and x is not k and x is not v):
                 a.freeze(node, "channels on another axis of attention", f.ids)
-    passing = [p for p in _through(a, node, v, rank - 1, -1)]
+    passing = _through(a, node, v, rank - 1, -1)
     full = tuple(node.meta["val"].shape)
     made, again = _product(node, [(raw["value"], p) for p in passing], full)
     width = q.shape[-1]

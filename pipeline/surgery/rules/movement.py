@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from pipeline.surgery import labels as lb
 from pipeline.surgery.analysis import Analysis, Result, Rule
-from pipeline.surgery.labels import Field, Ids, LayoutError, Labels
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -96,7 +96,9 @@ def _shrinking(a: Analysis, node: fx.Node, x: Labels, target: tuple[int, ...], o
     the last; axes inside it are tied, axes outside it keep equal numbers.
     """
     given = _sizes(node)
-    computed = {i for i, s in enumerate(given) if isinstance(s, fx.Node) or s == -1} if len(given) == len(target) else set()
+    computed = (
+        {i for i, s in enumerate(given) if isinstance(s, fx.Node) or s == -1} if len(given) == len(target) else set()
+    )
     shrink: dict[int, int] = {}
     for n, (ins, outs) in enumerate(lb.blocks(x.shape, target)):
         if not any(x.at(ax) is not None for ax in ins):
@@ -129,7 +131,9 @@ def _sizes(node: fx.Node) -> tuple[Any, ...]:
     return tuple(rest)
 
 
-def _target(cut: Cut, x: Labels, full_in: tuple[int, ...], full_out: tuple[int, ...], shrink: dict[int, int]) -> tuple[int, ...]:
+def _target(
+    cut: Cut, x: Labels, full_in: tuple[int, ...], full_out: tuple[int, ...], shrink: dict[int, int]
+) -> tuple[int, ...]:
     out = list(full_out)
     for n, (ins, outs) in enumerate(lb.blocks(full_in, full_out)):
         if n in shrink:
@@ -145,7 +149,9 @@ def reshape(a: Analysis, node: fx.Node) -> Result | None:
     """view, reshape, flatten, unflatten."""
     x = a.value(node.args[0])
     name = getattr(node.target, "__name__", node.target)
-    if not isinstance(x, Labels) or (name == "view" and node.args[1:] and isinstance(a.value(node.args[1]), torch.dtype)):
+    if not isinstance(x, Labels) or (
+        name == "view" and node.args[1:] and isinstance(a.value(node.args[1]), torch.dtype)
+    ):
         return None
     full = x.shape
     target = tuple(node.meta["val"].shape)
@@ -243,7 +249,9 @@ def pixel_shuffle(a: Analysis, node: fx.Node) -> Result | None:
     shape = tuple(node.meta["val"].shape)
     rows = ids.reshape(shape[1], -1)
     known = a.ledger.constant(rows)
-    out = a.ledger.fresh(np.where((known == known[:, :1]).all(1), known[:, 0], np.nan), a.ledger.measured(rows).any(1))
+    out = a.ledger.fresh(
+        np.where((known == known[:, :1]).all(1), known[:, 0], np.nan), np.asarray(a.ledger.measured(rows).any(1))
+    )
     a.ledger.tie(out[:, None], rows)
 
     def recast(cut: Cut) -> Labels:
@@ -295,14 +303,23 @@ def pad(a: Analysis, node: fx.Node) -> Result | None:
         from pipeline.surgery.rules.elementwise import over_positions
 
         steady = mode != "constant"
-        return over_positions(a, node, x, shape, lambda v: torch.where((v == fill) | torch.tensor(steady), v, torch.nan))
+        return over_positions(
+            a, node, x, shape, lambda v: torch.where((v == fill) | torch.tensor(steady), v, torch.nan)
+        )
     if len(padded) > 1 or mode != "constant" or min(*padded[wide[0]]) < 0:
         return None
     return _pad_channels(a, node, x, wide[0], padded[wide[0]], fill, shape, sizes)
 
 
 def _pad_channels(
-    a: Analysis, node: fx.Node, x: Labels, axis: int, sides: tuple[int, int], fill: float, shape: tuple[int, ...], sizes: list[int]
+    a: Analysis,
+    node: fx.Node,
+    x: Labels,
+    axis: int,
+    sides: tuple[int, int],
+    fill: float,
+    shape: tuple[int, ...],
+    sizes: list[int],
 ) -> Result | None:
     f = x.at(axis)
     if f is None or f.axes != (axis,) or len(x.fields) > 1:
@@ -314,7 +331,11 @@ def _pad_channels(
         source = cut.value(node.args[0])
         before, after = left[cut.kept(left)], right[cut.kept(right)]
         at = 2 * (len(shape) - 1 - axis)
-        cut.rewrite(node, torch.nn.functional.pad, (node.args[0], [*sizes[:at], len(before), len(after), *sizes[at + 2 :]], "constant", fill))
+        cut.rewrite(
+            node,
+            torch.nn.functional.pad,
+            (node.args[0], [*sizes[:at], len(before), len(after), *sizes[at + 2 :]], "constant", fill),
+        )
         ids: Ids = np.concatenate([before, source.at(axis).ids, after])
         return Labels((*shape[:axis], len(ids), *shape[axis + 1 :]), (Field((axis,), ids),))
 

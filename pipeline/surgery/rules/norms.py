@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Result, Rule
-from pipeline.surgery.labels import Field, Ids, LayoutError, Labels, positions
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, positions
 from pipeline.surgery.ledger import Floats
 from pipeline.surgery.norms import group_norm_over_kept, layer_norm_over_kept
 
@@ -55,9 +55,14 @@ def _numpy(t: Tensor | None, default: float) -> Any:
 
 
 def batch_norm(
-    a: Analysis, node: fx.Node, x: Any, mean: str | None, var: str | None, weight: str | None, bias: str | None, eps: float
+    a: Analysis,
+    node: fx.Node,
+    x: Any,
+    names: Sequence[str | None],
+    eps: float,
 ) -> Result | None:
     """Eval mode: y = gamma * (x - mean) / sqrt(var + eps) + beta; gamma = 0 makes a constant of anything."""
+    mean, var, weight, bias = names
     if not isinstance(x, Labels) or len(x.shape) < 2 or mean is None or var is None:
         return None
     gamma, beta = (None if n is None else a.tensor(n) for n in (weight, bias))
@@ -65,15 +70,19 @@ def batch_norm(
     shift, middle = _numpy(beta, 0.0), _numpy(a.tensor(mean), 0.0)
 
     def constants(v: Floats) -> Floats:
-        return np.where(scale == 0, shift, (v - middle) * scale + shift)
+        out: Floats = np.where(scale == 0, shift, (v - middle) * scale + shift)
+        return out
 
     return per_channel(a, node, x, 1, [n for n in (mean, var, weight, bias) if n is not None], constants)
 
 
 def batch_norm_module(a: Analysis, node: fx.Node) -> Result | None:
     m: Any = a.traced.module.get_submodule(str(node.target))
-    names = [f"{node.target}.{n}" if getattr(m, n) is not None else None for n in ("running_mean", "running_var", "weight", "bias")]
-    return batch_norm(a, node, a.value(node.args[0]), *names, eps=m.eps)
+    names = [
+        f"{node.target}.{n}" if getattr(m, n) is not None else None
+        for n in ("running_mean", "running_var", "weight", "bias")
+    ]
+    return batch_norm(a, node, a.value(node.args[0]), names, m.eps)
 
 
 def batch_norm_function(a: Analysis, node: fx.Node) -> Result | None:
@@ -82,7 +91,7 @@ def batch_norm_function(a: Analysis, node: fx.Node) -> Result | None:
     if given.get("training", False):
         return None
     names = [_name(given.get(n)) for n in ("running_mean", "running_var", "weight", "bias")]
-    return batch_norm(a, node, given.get("input"), *names, eps=given.get("eps", 1e-5))
+    return batch_norm(a, node, given.get("input"), names, given.get("eps", 1e-5))
 
 
 def _name(x: Any) -> str | None:
@@ -197,7 +206,9 @@ def kept_layer_norm(a: Analysis, node: fx.Node) -> Result | None:
     """A layer norm of a network that was cut before."""
     x, weight, bias, eps, dims, full = a.value(node.args)
     names = [_name(weight), _name(bias)]
-    result = layer_norm(a, node, x, x.shape[-dims:], names[0], names[1], eps, lambda cut: (node.args[0], node.args[1], node.args[2]))
+    result = layer_norm(
+        a, node, x, x.shape[-dims:], names[0], names[1], eps, lambda cut: (node.args[0], node.args[1], node.args[2])
+    )
     if result is None:
         return None
     labels, again = result
@@ -227,7 +238,10 @@ def group_norm(
 
     def recast(cut: Cut) -> Labels:
         arrived = positions(ids, cut.value(node.args[0]).at(1).ids)
-        if len(arrived) % groups or (arrived.reshape(groups, -1) // (len(ids) // groups) != np.arange(groups)[:, None]).any():
+        if (
+            len(arrived) % groups
+            or (arrived.reshape(groups, -1) // (len(ids) // groups) != np.arange(groups)[:, None]).any()
+        ):
             raise LayoutError("channels left their group", ids)
         for n in names:
             cut.slice(n, 0, arrived, out)
@@ -253,7 +267,9 @@ def group_norm_function(a: Analysis, node: fx.Node) -> Result | None:
     raw = {**dict(zip(order, node.args, strict=False)), **node.kwargs}
     given = a.value(raw)
     x = given["input"]
-    if not isinstance(x, Labels) or any(isinstance(given.get(n), Labels) and given[n].parameter is None for n in ("weight", "bias")):
+    if not isinstance(x, Labels) or any(
+        isinstance(given.get(n), Labels) and given[n].parameter is None for n in ("weight", "bias")
+    ):
         return None
     groups = given["num_groups"]
     return group_norm(
@@ -265,7 +281,15 @@ def group_norm_function(a: Analysis, node: fx.Node) -> Result | None:
 def kept_group_norm(a: Analysis, node: fx.Node) -> Result | None:
     x, groups, weight, bias, eps, full = a.value(node.args)
     return group_norm(
-        a, node, x, groups, _name(weight), _name(bias), eps, full, lambda cut: (node.args[0], node.args[2], node.args[3])
+        a,
+        node,
+        x,
+        groups,
+        _name(weight),
+        _name(bias),
+        eps,
+        full,
+        lambda cut: (node.args[0], node.args[2], node.args[3]),
     )
 
 

@@ -11,14 +11,16 @@ from torch import fx
 
 from pipeline.surgery import labels as lb
 from pipeline.surgery.analysis import Analysis, Result, Rule
-from pipeline.surgery.labels import Field, Ids, LayoutError, Labels
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
 
 
 def _dim(a: Analysis, node: fx.Node, position: int, default: int = 0) -> int:
-    found = node.kwargs.get("dim", node.kwargs.get("axis", node.args[position] if len(node.args) > position else default))
+    found = node.kwargs.get(
+        "dim", node.kwargs.get("axis", node.args[position] if len(node.args) > position else default)
+    )
     return int(a.value(found))
 
 
@@ -160,8 +162,10 @@ def _apply_kept(full: Labels, kept: Labels, steps: Sequence[Any], out: Labels) -
 
 def _rewrite_index(cut: Cut, node: fx.Node, full: Labels, kept: Labels, steps: Sequence[Any]) -> None:
     """Slices of a channel axis get the bounds that enclose what is left of them."""
-    new, source, changed = [], 0, False
-    for step in steps:
+    new: list[Any] = []
+    source, changed = 0, False
+    for asked in steps:
+        step = asked
         if step is None:
             new.append(None)
             continue
@@ -176,7 +180,14 @@ def _rewrite_index(cut: Cut, node: fx.Node, full: Labels, kept: Labels, steps: S
     if changed:
         raw = node.args[1]
         given = _steps_raw(raw, len(full.shape))
-        cut.rewrite(node, node.target, (node.args[0], tuple(n if isinstance(n, slice) and n != o else g for n, o, g in zip(new, steps, given, strict=True))))
+        cut.rewrite(
+            node,
+            node.target,
+            (
+                node.args[0],
+                tuple(n if isinstance(n, slice) and n != o else g for n, o, g in zip(new, steps, given, strict=True)),
+            ),
+        )
 
 
 def _steps_raw(index: Any, rank: int) -> list[Any]:

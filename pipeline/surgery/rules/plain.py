@@ -68,7 +68,7 @@ def attribute(a: Analysis, node: fx.Node) -> Result | None:
     if node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"):
         return size(a, node)
     if node.args[1] in ("T", "mT"):
-        return FUNCTIONS_OF_ATTRIBUTES[str(node.args[1])](a, node)
+        return _transposed(a, node)
     return None
 
 
@@ -104,7 +104,6 @@ def _transposed(a: Analysis, node: fx.Node) -> Result | None:
     return movement.moved_axes(a, node, [*range(len(node.meta["val"].shape) - 2), -1, -2])
 
 
-FUNCTIONS_OF_ATTRIBUTES: dict[str, Any] = {"mT": _transposed, "T": _transposed}
 FUNCTIONS: dict[str, Rule] = {
     "size": size, "dim": size, "numel": size, "ndimension": size, "is_floating_point": size, "getattr": attribute,
     "element_size": size, "len": size,
