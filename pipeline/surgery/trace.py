@@ -117,9 +117,9 @@ class ShapeTracer(fx.Tracer):
         args, kwargs = fx.node.map_aggregate(node.args, value), fx.node.map_aggregate(node.kwargs, value)
         match node.op:
             case "call_function":
-                return node.target(*args, **kwargs)
+                return node.target(*args, **kwargs)  # type: ignore[operator]
             case "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)  # type: ignore[index]
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             case "call_module":
                 return self.root.get_submodule(str(node.target))(*args, **kwargs)
             case _:
