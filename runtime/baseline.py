@@ -193,10 +193,17 @@ def _latencies(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _demand_report(report: Report) -> None:
-    lacking = [key for key in ("name", "environment", "models", "latency", "verdict") if key not in report]
-    if lacking or "fingerprint" not in report["environment"]:
-        missing = ", ".join(lacking) or "environment.fingerprint"
-        raise UserError(f"the report lacks {missing}", "the report.json of a checked run", "run `demport check` on it")
+    """UserError where the report lacks, or holds as another type, what the rules look at."""
+    try:
+        found = (report["name"], report["environment"]["fingerprint"], report["verdict"]["status"], figures_of(report))
+        assert all(isinstance(text, str) for text in found[:3])
+        assert all(Gate(**gate).status in ("pass", "fail", "inconclusive") for gate in report["verdict"]["gates"])
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"the report is not whole ({type(error).__name__}: {error})",
+            "the report.json of a checked run",
+            "run `demport check` on it",
+        ) from error
 
 
 def _demand_same_name(report: Report, baseline: Baseline) -> None:

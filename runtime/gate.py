@@ -53,10 +53,10 @@ def accuracy_gate(difference: PairedAccuracy | None, limit_pp: float, missing: s
     name = "max_accuracy_drop"
     if difference is None:
         return Gate(name, "inconclusive", None, limit_pp, missing)
-    drop = -difference.difference_pp + 0.0  # no "-0.00"
-    low, high = difference.ci95_pp
+    drop = 0.0 - difference.difference_pp
+    low, high = (0.0 - edge for edge in reversed(difference.ci95_pp))
     text = (
-        f"compact loses {drop:.2f} points on {difference.n} images (95 % interval {-high:.2f} to {-low:.2f}), "
+        f"compact loses {drop:.2f} points on {difference.n} images (95 % interval {low:.2f} to {high:.2f}), "
         f"at most {limit_pp:g} allowed"
     )
     return Gate(name, "pass" if drop <= limit_pp else "fail", drop, limit_pp, text)

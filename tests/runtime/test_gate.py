@@ -1,0 +1,93 @@
+"""Every rule at its edges."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.gate import Gate, Status, accuracy_gate, difference_gate, engines_gate, speedup_gate, verdict
+from runtime.latency import Speedup
+from runtime.paired import PairedAccuracy
+
+
+def gate(status: Status) -> Gate:
+    return Gate("g", status, None, None, "")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "overall"),
+    [
+        ([], "inconclusive"),
+        (["pass"], "pass"),
+        (["pass", "inconclusive"], "inconclusive"),
+        (["inconclusive", "fail", "pass"], "fail"),
+    ],
+)
+def test_the_worst_gate_decides(statuses: list[Status], overall: str) -> None:
+    told = verdict(gate(status) for status in statuses)
+    assert told.status == overall
+    assert [each.status for each in told.gates] == statuses
+
+
+def difference(points: float, low: float, high: float) -> PairedAccuracy:
+    return PairedAccuracy(400, 9, 5, points, (low, high), 0.4)
+
+
+@pytest.mark.parametrize(
+    ("points", "status", "drop"), [(-1.0, "pass", 1.0), (-1.01, "fail", 1.01), (0.0, "pass", 0.0), (2.0, "pass", -2.0)]
+)
+def test_the_point_estimate_decides_on_accuracy(points: float, status: str, drop: float) -> None:
+    told = accuracy_gate(difference(points, points - 2, points + 1.5), 1.0)
+    assert (told.status, told.limit) == (status, 1.0)
+    assert told.value == pytest.approx(drop)
+    assert "400 images" in told.reason
+    assert f"95 % interval {drop - 1.5:.2f} to {drop + 2:.2f}" in told.reason
+    assert str(told.value) != "-0.0"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "limit", "status"),
+    [
+        (2.0, 1.9, 2.1, 1.5, "pass"),
+        (1.6, 1.4, 1.8, 1.5, "pass"),  # the interval needs to clear 1, not the limit
+        (1.5, 1.01, 1.9, 1.5, "pass"),
+        (1.6, 1.0, 2.2, 1.5, "inconclusive"),
+        (1.6, 0.9, 2.2, 1.5, "inconclusive"),
+        (1.45, 1.3, 1.5, 1.5, "inconclusive"),
+        (1.45, 1.3, 1.49, 1.5, "fail"),
+        (0.8, 0.7, 0.9, 1.5, "fail"),
+        (0.95, 0.92, 0.98, 0.9, "pass"),  # a limit below 1 allows to be slower
+        (0.95, 0.89, 0.98, 0.9, "inconclusive"),
+        (0.5, 0.4, 0.6, 0.0, "pass"),  # a limit of 0 asks for nothing
+    ],
+)
+def test_the_speedup_and_its_interval(ratio: float, low: float, high: float, limit: float, status: str) -> None:
+    told = speedup_gate(Speedup(ratio, (low, high), "faster"), limit, "ONNX Runtime, batch 32")
+    assert told.status == status
+    assert (told.value, told.limit) == (ratio, limit)
+    assert "ONNX Runtime, batch 32" in told.reason
+    assert ("quieter machine" in told.reason) == (status == "inconclusive")
+
+
+@pytest.mark.parametrize(("value", "status"), [(0.0, "pass"), (1e-5, "pass"), (1.1e-5, "fail")])
+def test_the_difference_of_the_cut(value: float, status: str) -> None:
+    told = difference_gate(value, 1e-5)
+    assert told.status == status
+    assert f"{value:.2e}" in told.reason
+
+
+def test_what_was_not_measured_is_inconclusive_and_says_why() -> None:
+    for told in (
+        accuracy_gate(None, 1.0, "no test split"),
+        speedup_gate(None, 1.5, "b32", "no test split"),
+        difference_gate(None, 1e-5, "no test split"),
+    ):
+        assert (told.status, told.value, told.reason) == ("inconclusive", None, "no test split")
+        assert told.limit is not None
+
+
+def test_engines() -> None:
+    assert engines_gate(4, []) == Gate("engines", "pass", 4, 4, "all 4 engines built")
+    assert engines_gate(0, []).status == "pass"
+    told = engines_gate(2, ["no TensorRT", "no TensorRT", "no GPU"])
+    assert (told.status, told.value, told.limit) == ("inconclusive", 2, 5)
+    assert told.reason == "2 of 5 engines built: no TensorRT; no GPU"
