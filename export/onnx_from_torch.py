@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
     On a failure torch dumps the traced program there, by print as well as by its loggers.
     """
     said = io.StringIO()
-    with redirect_stderr(said):
+    with redirect_stderr(said), warnings.catch_warnings():
+        # torch 2.11's own use of a class that torch deprecates, in torch.export's decompositions
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         try:
             program = torch.onnx.export(
                 model,
