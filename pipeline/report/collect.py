@@ -35,7 +35,7 @@ def collect(run: Path) -> Source:
         "models": _models(check, surgery),
         "accuracy_difference": check["accuracy_difference"] if check else None,
         "surgery": surgery,
-        "latency": _without_samples(check["latency"]) if check else {},
+        "latency": check["latency"] if check else {},
         "engines": check["engines"] if check else _engines(records.get(ENGINE)),
         "hops": check["hops"] if check else [],
         "verdict": check["verdict"] if check else {"status": "inconclusive", "gates": []},
@@ -95,13 +95,6 @@ def _engines(record: Json | None) -> list[dict[str, Any]]:
         }
         for entry in (record["result"]["engines"] if record else ())
     ]
-
-
-def _without_samples(latency: Any) -> Any:
-    """The latency table without the single measurements, which stay in check.json."""
-    if isinstance(latency, Mapping):
-        return {key: _without_samples(value) for key, value in latency.items() if key != "samples_ms"}
-    return latency
 
 
 def _environment(records: dict[str, Told]) -> Json:

@@ -66,3 +66,15 @@ def test_intervals_show_rows_marks_and_values_without_an_interval() -> None:
     text = words(intervals(spans, axis="ratio", alt="ratios", marks=[(1.5, "gate")]))
     assert all(word in text for word in ("b1", "b32", "ratio", "gate"))
     assert text.count("b1") == 1
+
+
+def test_two_networks_on_a_row_do_not_cover_each_other() -> None:
+    dense, compact = Span("onnx", "dense", 1.0, None, None), Span("onnx", "compact", 1.0, None, None)
+    picture = svg(intervals([dense, compact], axis="ratio", alt="ratios").light_wide)
+    heights = [
+        float(y)
+        for role in ("dense", "compact")
+        for y in re.findall(rf'<use [^>]*y="([\d.]+)" style="fill: {PALETTE["light"][role]}', picture)
+    ]
+    assert len(heights) == 2
+    assert heights[1] > heights[0] + 2

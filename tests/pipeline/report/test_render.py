@@ -131,6 +131,7 @@ def test_html_shows_the_figures_and_where_they_come_from(run: Path) -> None:
     assert "1.60x (1.56 to 1.65)" in text
     assert "99.50 % (98.2 to 99.9)" in text  # Wilson, 395 of 397
     assert "-0.50 percentage points (95 % interval -1.81 to +0.66, exact McNemar)" in text
+    assert "1 right only when compact, 3 only when dense" in text
     for file in (
         "70-check/check.json",
         "30-surgery/certificate.json",

@@ -1,0 +1,67 @@
+"""Which figures of a run become which plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report import pictures, plots
+from pipeline.report.collect import collect
+from pipeline.report.view import Source, wilson
+from tests.pipeline.report.run_folder import BEFORE, DEAD, STAGES, write_run
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return collect(write_run(tmp_path / "run"))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the plots are given, by name; nothing is drawn."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(plots, "training", lambda curves: given.update(curves=curves))
+    monkeypatch.setattr(plots, "intervals", lambda spans, **rest: given.update(spans=spans, **rest))
+    return given
+
+
+def test_training_curves_are_percent(source: Source, drawn: dict[str, Any]) -> None:
+    pictures.training_picture(source)
+    dense, demp = drawn["curves"]
+    assert (dense.label, demp.label) == ("dense", "DemP") and list(demp.epochs) == list(range(1, 41))
+    assert demp.dead[0] == pytest.approx(100 * 6 / BEFORE) and demp.dead[-1] == pytest.approx(100 * DEAD / BEFORE)
+    assert set(dense.dead) == {None} and 98 < dense.accuracy[-1] < 100
+
+
+def test_speedups_carry_their_interval_and_the_limit_of_the_gate(source: Source, drawn: dict[str, Any]) -> None:
+    pictures.speedup_picture(source.report)
+    assert [(span.value, span.low, span.high) for span in drawn["spans"]] == [
+        (1.31, 1.27, 1.36),
+        (1.6, 1.56, 1.65),
+        (0.99, 0.95, 1.04),
+    ]
+    assert drawn["marks"] == [(1.0, "same"), (1.5, "gate")]
+
+
+def test_accuracies_that_were_not_measured_are_not_drawn(source: Source, drawn: dict[str, Any]) -> None:
+    pictures.accuracy_picture(source.report)
+    assert {span.row for span in drawn["spans"]} == {"torch", "onnx", "simplified", "fp16"}
+    assert [span.role for span in drawn["spans"]] == ["dense"] * 4 + ["compact"] * 4
+    assert all(span.low < span.value < span.high for span in drawn["spans"])
+
+
+def test_wilson_interval_of_eight_in_ten(source: Source) -> None:
+    """(0.490, 0.943), by Wilson's formula: centre (8 + 1.92) / 13.84, half width 1.96 * sqrt(1.6 + 0.96) / 13.84."""
+    paired = source.report.accuracy_difference
+    assert paired
+    few = source.report.model_copy(update={"accuracy_difference": paired.model_copy(update={"n": 10})})
+    assert wilson(few, 0.8) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(few.model_copy(update={"accuracy_difference": None}), 0.8) is None
+
+
+def test_nothing_to_draw_is_no_picture(tmp_path: Path) -> None:
+    early = collect(write_run(tmp_path / "early", STAGES[2:3]))
+    assert pictures.training_picture(early) is None
+    assert pictures.accuracy_picture(early.report) is None and pictures.speedup_picture(early.report) is None
