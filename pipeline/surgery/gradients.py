@@ -73,7 +73,7 @@ def keep_what_learns(analysis: Analysis, gradients: Mapping[str, Tensor]) -> Non
 
 
 def _keep_of_layer(analysis: Analysis, outs: Ids, source: Any, gradient: Tensor, axis: int) -> None:
-    """The same for convolutions, grouped ones included: their weights (out, in / groups) carry no ids of what enters."""
+    """The same for convolutions, grouped ones included: their weights (out, in / groups) have no ids of what enters."""
     x = analysis.value(source)
     field = x.at(1) if isinstance(x, Labels) else None
     if gradient.dim() < 3 or field is None or field.axes != (1,):
