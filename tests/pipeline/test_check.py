@@ -209,8 +209,10 @@ def test_a_graph_that_does_not_load_is_an_error(tmp_path: Path, monkeypatch: pyt
         raise UserError(f"ONNX Runtime cannot load {path}", "a valid .onnx file", "export the network again")
 
     monkeypatch.setattr(measuring, "open_session", open_nothing)
-    with pytest.raises(UserError, match="cannot load"):
-        run(tmp_path)
+    bench = measuring.Bench(SECTION, {}, {"onnx": {"dense": tmp_path}}, Split(), "cpu")
+    for call in (lambda: run(tmp_path), lambda: bench.accuracy("dense", measuring.Hop("onnx", "torch"))):
+        with pytest.raises(UserError, match="cannot load"):
+            call()
     assert not (tmp_path / "check.json").exists()
 
 

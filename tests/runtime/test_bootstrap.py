@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from runtime import bootstrap
 from runtime.bootstrap import _widening, ratio_interval, run_length
 
 
@@ -64,6 +65,16 @@ def test_the_widening_is_students(runs: int) -> None:
     wanted = stats.t.ppf(0.975, runs - 1) / stats.norm.ppf(0.975) * (runs / (runs - 1)) ** 0.5
     assert _widening(runs) == pytest.approx(wanted, rel=0.01)
     assert _widening(runs) > 1
+
+
+def test_both_ends_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    first, other = noise(generator, 36, 0.0), noise(generator, 36, 0.0)
+    ratio, low, high = ratio_interval(first, other)
+    monkeypatch.setattr(bootstrap, "_widening", lambda runs: 1.0)
+    _, plain_low, plain_high = ratio_interval(first, other)
+    assert np.log(low / ratio) == pytest.approx(_widening(6) * np.log(plain_low / ratio))
+    assert np.log(high / ratio) == pytest.approx(_widening(6) * np.log(plain_high / ratio))
 
 
 def test_runs_grow_with_the_experiment() -> None:

@@ -55,6 +55,19 @@ def test_values_at_growing_and_shrinking_batches(standing_in: None, tmp_path: Pa
     assert standins.Allocation.live == 0
 
 
+def test_copies_are_done_when_bind_returns(standing_in: None, tmp_path: Path) -> None:
+    """Else they would run, and be timed, with the first launch."""
+    session = TrtSession(engine(tmp_path), "tensorrt")
+    session.bind({"input": images(3)})
+    stream = list(standins.STREAMS.values())[-1]
+    assert stream.queue == []
+    session.launch()
+    assert len(stream.queue) == 1
+    session.wait()
+    assert stream.queue == []
+    session.close()
+
+
 def test_specs_come_from_the_engine_and_its_profile(standing_in: None, tmp_path: Path) -> None:
     session = TrtSession(engine(tmp_path), "tensorrt_rtx")
     assert session.backend == "tensorrt_rtx"
