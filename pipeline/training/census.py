@@ -19,8 +19,11 @@ CHUNK = 64
 class Watched(Protocol):
     """What a census needs of `pipeline.surgery.anatomy`."""
 
-    watch: Mapping[str, int]
-    axis: Mapping[str, int]
+    @property
+    def watch(self) -> Mapping[str, int]: ...
+
+    @property
+    def axis(self) -> Mapping[str, int]: ...
 
     def observe(self, model_inputs: tuple[Tensor, ...], /) -> Mapping[str, Tensor]: ...
 

@@ -33,15 +33,15 @@ class Trained:
     """JSON lines, one an epoch: epoch, loss, accuracy, lr, seconds, images_per_s; of DemP also lambda, sigma, dead,
     channels, dead_by_layer as of the last census."""
     census: Path | None
-    """safetensors: watched output -> uint8, 1 = dead on the whole training split; DemP only."""
+    """safetensors: watched output -> uint8, 1 = dead in the last census; DemP only."""
     accuracy: float
     """Fraction of the test split, 0..1, after the last epoch."""
     epochs: int
     seconds: float
     channels: int
-    """Removable channels of the network."""
+    """Output channels of all layers whose channels can go."""
     dead: int
-    """Those that are dead on the whole training split."""
+    """Those nobody would miss, by the last census."""
 
 
 def train_dense(

@@ -41,6 +41,7 @@ class Demp:
         self._span = section.span * total_steps
         self._scales = batch_norm_scales(model)
         self._noise = Noise(model)
+        self._dead: dict[str, Tensor] | None = None
         self._figures: dict[str, Any] = {"dead": None, "channels": anatomy.channels, "dead_by_layer": None}
 
     def loss_term(self, step: int) -> Tensor | None:
@@ -51,13 +52,10 @@ class Demp:
         self._noise.add(one_cycle(step, self._span, self._section.sigma_peak), derived_seed(self._seed, "noise", step))
 
     def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
-        """Every `census_every` epochs a census, whose verdict keeps noise off the dead until the next."""
-        if (epoch + 1) % self._section.census_every == 0:
-            section = self._section
-            shuffled = self._train.batches(
-                section.census_batch_size, seed=derived_seed(self._seed, "census"), epoch=epoch
-            )
-            self._take(census(self._anatomy, (x for x, _ in itertools.islice(shuffled, section.census_batches))))
+        """Every `census_every` epochs, and after the last, a census; its verdict keeps noise off the dead until the
+        next."""
+        if (epoch + 1) % self._section.census_every == 0 or epoch + 1 == self._section.epochs:
+            self._census(epoch)
         return {
             "lambda": one_cycle(step, self._span, self._section.lambda_peak),
             "sigma": one_cycle(step, self._span, self._section.sigma_peak),
@@ -65,12 +63,15 @@ class Demp:
         }
 
     def end(self) -> dict[str, Tensor]:
-        """Over the whole training split: a few batches are slightly liberal."""
-        dead = census(self._anatomy, (x for x, _ in self._train.batches(self._section.census_batch_size)))
-        self._take(dead)
-        return dead
+        assert self._dead is not None, "the last epoch ends with a census"
+        return self._dead
 
-    def _take(self, dead: dict[str, Tensor]) -> None:
+    def _census(self, epoch: int) -> None:
+        """Un-augmented images, others in each census."""
+        section = self._section
+        shuffled = self._train.batches(section.census_batch_size, seed=derived_seed(self._seed, "census"), epoch=epoch)
+        dead = census(self._anatomy, (x for x, _ in itertools.islice(shuffled, section.census_batches)))
+        self._dead = dead
         self._figures |= {
             "dead": self._anatomy.dead_count(dead),
             "dead_by_layer": {name: int(mask.sum()) for name, mask in dead.items()},

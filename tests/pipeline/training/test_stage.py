@@ -1,0 +1,173 @@
+"""The two training stages on the digits, with the network's real anatomy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import config
+from pipeline.data import Dataset, load
+from pipeline.models import build, load_weights
+from pipeline.progress import Silent
+from pipeline.training.census import load_census
+from pipeline.training.loop import Loop, accuracy_of
+from pipeline.training.stage import Trained, train_demp, train_dense
+from runtime.errors import UserError
+
+MODEL = config.Model(args={"width": 4})
+SMALL = {"epochs": 3, "batch_size": 200}
+FIGURES = {"epoch", "loss", "accuracy", "lr", "seconds", "images_per_s"}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load(config.Data())
+
+
+def demp(out: Path, digits: Dataset, seed: int = 1, **changes: object) -> Trained:
+    section = config.Demp.model_validate(SMALL | changes)
+    out.mkdir(exist_ok=True)
+    return train_demp(section, MODEL, digits, seed=seed, threads=1, device="cpu", out=out, progress=Silent())
+
+
+def dense(out: Path, digits: Dataset, seed: int = 1, **changes: object) -> Trained:
+    section = config.Training.model_validate(SMALL | changes)
+    out.mkdir(exist_ok=True)
+    return train_dense(section, MODEL, digits, seed=seed, threads=1, device="cpu", out=out, progress=Silent())
+
+
+def rows(trained: Trained) -> Iterator[dict[str, object]]:
+    for line in trained.history.read_text().splitlines():
+        yield json.loads(line)
+
+
+def test_dense_leaves_weights_and_history_that_agree(tmp_path: Path, digits: Dataset) -> None:
+    trained = dense(tmp_path, digits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "weights.safetensors"]
+    history = list(rows(trained))
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert all(row.keys() == FIGURES for row in history)
+    assert history[-1]["accuracy"] == trained.accuracy
+    model = build(MODEL, num_classes=10, input_shape=(1, 8, 8))
+    load_weights(model, trained.weights)
+    assert accuracy_of(model, digits.test) == trained.accuracy
+    assert (trained.epochs, trained.census, trained.channels) == (3, None, 3 * 4 + 3 * 8 + 3 * 16)
+    assert 0 < trained.seconds < 600
+
+
+def test_demp_leaves_a_census_that_agrees_with_its_history(tmp_path: Path, digits: Dataset) -> None:
+    trained = demp(tmp_path, digits, epochs=6, lambda_peak=0.6)
+    assert trained.census is not None
+    dead = load_census(trained.census)
+    last = list(rows(trained))[-1]
+    assert last.keys() == FIGURES | {"lambda", "sigma", "dead", "channels", "dead_by_layer"}
+    assert last["dead_by_layer"] == {name: int(mask.sum()) for name, mask in dead.items()}
+    assert (last["dead"], last["channels"]) == (trained.dead, trained.channels)
+    assert dead.keys() == {"relu", *(f"layer{k}_0_relu{j}" for k in (1, 2, 3) for j in (1, 2))}
+    assert trained.dead > 0, "this penalty kills some channels of so small a network"
+
+
+def test_both_start_from_the_same_weights_and_another_seed_from_others(tmp_path: Path, digits: Dataset) -> None:
+    """With lr 0 and next to no noise nothing moves but batch statistics."""
+    one = dense(tmp_path / "a", digits, lr=0.0, epochs=1)
+    two = demp(tmp_path / "b", digits, lr=0.0, epochs=1, sigma_peak=0.0)
+    other = dense(tmp_path / "c", digits, lr=0.0, epochs=1, seed=2)
+    assert one.weights.read_bytes() == two.weights.read_bytes()
+    assert one.weights.read_bytes() != other.weights.read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path, digits: Dataset) -> None:
+    torch.manual_seed(99)
+    here = demp(tmp_path / "here", digits, augment="shift", lambda_peak=0.3)
+    (tmp_path / "there").mkdir()
+    code = f"""
+from pathlib import Path
+import torch
+from pipeline import config
+from pipeline.data import load
+from pipeline.progress import Silent
+from pipeline.training.stage import train_demp
+torch.manual_seed(7); torch.rand(5)
+section = config.Demp.model_validate({SMALL | {"augment": "shift", "lambda_peak": 0.3}!r})
+train_demp(section, config.Model(args={{"width": 4}}), load(config.Data()), seed=1, threads=1, device="cpu",
+           out=Path({str(tmp_path / "there")!r}), progress=Silent())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    for name in ("weights.safetensors", "census.safetensors"):
+        one, two = ((tmp_path / part / name).read_bytes() for part in ("here", "there"))
+        assert hashlib.sha256(one).hexdigest() == hashlib.sha256(two).hexdigest()
+    assert here.dead == list(rows(here))[-1]["dead"]
+
+
+def users_network(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, layers: str) -> config.Model:
+    text = f"from torch import nn\n\ndef build(num_classes):\n    return nn.Sequential({layers})\n"
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    return config.Model(name=f"{name}:build")
+
+
+def test_dropout_draws_from_the_seed(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = "nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Dropout(0.5), nn.Linear(9, num_classes)"
+    model = users_network(tmp_path, monkeypatch, "demport_test_dropout", layers)
+
+    def run(name: str, seed: int) -> bytes:
+        (tmp_path / name).mkdir()
+        section = config.Training(epochs=2)
+        return train_dense(
+            section, model, digits, seed=seed, threads=1, device="cpu", out=tmp_path / name, progress=Silent()
+        ).weights.read_bytes()
+
+    first = run("a", 1)
+    torch.rand(3)
+    assert run("b", 1) == first
+    assert run("c", 2) != first
+
+
+def test_training_stops_the_progress_also_after_an_error(tmp_path: Path, digits: Dataset) -> None:
+    class Watching(Silent):
+        calls: tuple[str, ...] = ()
+
+        def start(self, stage: str, total: float) -> None:
+            self.calls += (f"start {stage} {total}",)
+
+        def stop(self) -> None:
+            self.calls += ("stop",)
+
+    progress = Watching()
+    section = config.Training(epochs=2, batch_size=200, lr=3e38, schedule="constant")
+    with pytest.raises(UserError, match="the loss is"):
+        train_dense(section, MODEL, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=progress)
+    assert progress.calls == ("start dense 14", "stop")
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_running_out_of_memory_says_what_to_lower(
+    tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Loop) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(Loop, "run", full)
+    with pytest.raises(UserError, match="ran out of memory while training") as caught:
+        demp(tmp_path, digits)
+    assert caught.value.remedy == "lower demp.batch_size"
+    assert "\n" not in str(caught.value)
+
+
+def test_demp_needs_batch_norm(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = "nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes)"
+    model = users_network(tmp_path, monkeypatch, "demport_test_plain", layers)
+    with pytest.raises(UserError, match="no batch norm"):
+        train_demp(
+            config.Demp(epochs=1), model, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=Silent()
+        )
+    section = config.Training(epochs=1, batch_size=200)
+    trained = train_dense(section, model, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=Silent())
+    assert trained.channels == 4
