@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import signal
 import sys
 import time
@@ -92,12 +93,7 @@ def build(request: Request, trt: Any, log: Log) -> dict[str, Any]:
     log.begin()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        target = request.target or "this GPU"
-        raise UserError(
-            f"{request.flavour} cannot build {request.onnx} for {target}: {log.reason()}",
-            "a network that this target supports",
-            "leave the target out, or change the layer that the reason names",
-        )
+        raise _refusal(request, log.reason())
     try:
         Path(request.engine).write_bytes(plan)
     except OSError as error:
@@ -114,6 +110,16 @@ def build(request: Request, trt: Any, log: Log) -> dict[str, Any]:
         "versions": {"onnx_parser": str(trt.get_nv_onnx_parser_version()), "python": sys.version.split()[0]},
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _refusal(request: Request, reason: str) -> UserError:
+    """Why there is no engine, and what to change: a workspace too small is told from a layer that is refused."""
+    found = f"{request.flavour} cannot build {request.onnx} for {request.target or 'this GPU'}: {reason}"
+    if not re.search("OutOfMemory|workspace", reason):
+        remedy = "leave the target out, or change the layer that the reason names"
+        return UserError(found, "a network that this target supports", remedy)
+    remedy = f"double engine.workspace_mib ({request.workspace_mib}) or lower engine.profile.max ({request.profile[2]})"
+    return UserError(found, "more workspace", remedy)
 
 
 def _network(request: Request, trt: Any, builder: Any, log: Log) -> Any:

@@ -138,6 +138,16 @@ def test_the_builders_own_first_error_is_what_the_user_reads(tmp_path: Path, fol
     assert not (folder / "x.engine").exists()
 
 
+@pytest.mark.parametrize(("workspace", "reason"), [(1, "within workspace limit"), (16, "OutOfMemory")])
+def test_a_workspace_that_is_too_small(tmp_path: Path, folder: Path, workspace: int, reason: str) -> None:
+    source = conv_net(tmp_path / "net.onnx", width=16, side=64)  # an activation takes 16 MiB at batch 64
+    with pytest.raises(UserError, match=reason) as caught:
+        build(source, folder / "x.engine", workspace_mib=workspace, profile=(1, 8, 64))
+    assert caught.value.expected == "more workspace"
+    assert caught.value.remedy == f"double engine.workspace_mib ({workspace}) or lower engine.profile.max (64)"
+    assert build(source, folder / "x.engine", workspace_mib=256, profile=(1, 8, 64)).bytes > 0
+
+
 def test_an_operator_that_the_parser_does_not_know_is_named(tmp_path: Path, folder: Path) -> None:
     source = conv_net(tmp_path / "net.onnx")
     model = onnx.load(str(source))
