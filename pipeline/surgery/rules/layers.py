@@ -79,6 +79,8 @@ def mix(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> Result:
             a.ledger.equal_rows(rows.reshape(w.groups, -1))
     elif w.groups > 1:
         a.ledger.equal_rows(rows.reshape(w.groups, -1))
+    elif columns is not None and a.uses[a.canonical(w.weight)] > 1:
+        a.freeze(node, "reads a tensor that cannot be cut", columns)
     constants, measured = _outgoing(a, w, incoming)
     out = a.ledger.fresh(constants, measured)
     a.ledger.tie(out, rows)
@@ -322,7 +324,7 @@ def average(a: Analysis, node: fx.Node) -> Result | None:
 MODULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), conv_module),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), conv_module),
-    nn.Linear: linear_module,
+    **dict.fromkeys((nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear), linear_module),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), average),
 }
 FUNCTIONS: dict[str, Rule] = {

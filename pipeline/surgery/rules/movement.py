@@ -77,14 +77,29 @@ def unsqueeze(a: Analysis, node: fx.Node) -> Result | None:
     return moved(a, node, lambda x, like: lb.unsqueeze(x, axis))
 
 
-def reversed_axes(a: Analysis, node: fx.Node) -> Result | None:
-    """Flip and roll of positional axes; along a channel axis the order of channels would matter."""
-    x = a.value(node.args[0])
-    given = a.value((*node.args[1:], *node.kwargs.values()))
-    if not isinstance(x, Labels) or not given:
+def flip(a: Analysis, node: fx.Node) -> Result | None:
+    """Along a channel axis the channels come in the opposite order."""
+    x, given = a.value(node.args[0]), a.value((*node.args[1:], *node.kwargs.values()))
+    dims = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
+    if not isinstance(x, Labels) or not all(isinstance(d, int) for d in dims):
         return None
-    dims = given[-1] if isinstance(given[-1], list | tuple) else [given[-1]]
-    if any(x.at(d % len(x.shape)) is not None for d in dims):
+    turned = {d % len(x.shape) for d in dims}
+
+    def move(x: Labels, like: Labels | None) -> Labels:
+        fields = [
+            Field(f.axes, np.flip(f.ids, tuple(i for i, ax in enumerate(f.axes) if ax in turned))) for f in x.fields
+        ]
+        return Labels(x.shape, tuple(fields))
+
+    return moved(a, node, move)
+
+
+def roll(a: Analysis, node: fx.Node) -> Result | None:
+    """Of positional axes: along a channel axis the shift would count channels that are gone."""
+    given = {**dict(zip(("input", "shifts", "dims"), a.value(node.args), strict=False)), **a.value(node.kwargs)}
+    x, dims = given.get("input"), given.get("dims", ())
+    dims = [dims] if isinstance(dims, int) else dims
+    if not isinstance(x, Labels) or not dims or any(x.at(d % len(x.shape)) is not None for d in dims):
         return None
     return x, lambda cut: cut.value(node.args[0])
 
@@ -352,7 +367,7 @@ from pipeline.surgery.rules import pieces  # noqa: E402  (pieces builds on `move
 
 FUNCTIONS: dict[str, Rule] = {
     "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "t": transposed,
-    "squeeze": squeeze, "unsqueeze": unsqueeze, "flip": reversed_axes, "roll": reversed_axes,
+    "squeeze": squeeze, "unsqueeze": unsqueeze, "flip": flip, "roll": roll,
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"), reshape),
     "expand": expand, "expand_as": expand, "repeat": repeat, "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle, "pad": pad, **pieces.FUNCTIONS,

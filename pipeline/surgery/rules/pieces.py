@@ -12,6 +12,7 @@ from torch import fx
 from pipeline.surgery import labels as lb
 from pipeline.surgery.analysis import Analysis, Result, Rule
 from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
+from pipeline.surgery.streams import select_channels
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -37,17 +38,18 @@ def split(a: Analysis, node: fx.Node) -> Result | None:
 
     def recast(cut: Cut) -> Any:
         source = cut.value(node.args[0])
-        along = _along(x, source, axis)
-        which = np.searchsorted(ends, along, side="right")
-        if (np.diff(which) < 0).any() or len(np.unique(which)) < len(sizes):
-            raise LayoutError("a piece of a split would be empty or torn", x.all_ids())
-        counts = np.bincount(which, minlength=len(sizes))
-        if counts.tolist() != sizes:
-            cut.rewrite(node, torch.split, (node.args[0], counts.tolist(), axis))
-        edges = np.r_[0, np.cumsum(counts)]
-        return tuple(
-            lb.take(source, axis, np.arange(edges[i], edges[i + 1]), like=pieces[i]) for i in range(len(sizes))
-        )
+        which = np.searchsorted(ends, _along(x, source, axis), side="right")
+        places = [np.flatnonzero(which == i) for i in range(len(sizes))]
+        for piece, place in zip(pieces, places, strict=True):
+            if not len(place):
+                raise LayoutError("a piece of a split would be empty", piece.all_ids()[:1])
+        counts = [len(place) for place in places]
+        if (np.diff(which) < 0).any():  # a shuffle left the pieces' channels interleaved
+            parts = [cut.call(select_channels, (node.args[0], axis, place.tolist())) for place in places]
+            cut.rewrite(node, tuple, (parts,))
+        elif counts != sizes:
+            cut.rewrite(node, torch.split, (node.args[0], counts, axis))
+        return tuple(lb.take(source, axis, place, like=piece) for place, piece in zip(places, pieces, strict=True))
 
     return tuple(pieces), recast
 
