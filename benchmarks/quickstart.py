@@ -1,0 +1,124 @@
+"""The quickstart with several seeds: what DemP took away, what it cost in accuracy, and what it gained in latency.
+
+    python -m benchmarks.quickstart --seeds 0 1 2 --out benchmarks/results/quickstart.cpu.json
+
+Each seed is one `demport run configs/quickstart.yaml --set seed=N` in its own process. Two points a seed: the dense
+network and the compact one, both as simplified fp32 ONNX. Exit 1 where the means miss a promise of the quickstart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from export.files import write_json
+from runtime.device import environment
+from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
+
+ROOT = Path(__file__).parents[1]
+CONFIG = Path("configs/quickstart.yaml")
+BACKEND, BATCHES = "onnxruntime", (1, 32)
+Point = dict[str, Any]
+
+
+def measured(seed: int, folder: Path, overrides: Sequence[str]) -> list[Point]:
+    """The points of one seed. Raises CalledProcessError where the run itself fails; a failed gate is a result."""
+    sets = [word for one in (f"seed={seed}", *overrides) for word in ("--set", one)]
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(CONFIG), "--out", str(folder), "--device", "cpu", *sets]
+    start = time.perf_counter()
+    done = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode not in (EXIT_PASS, EXIT_GATE_FAILED, EXIT_INCONCLUSIVE):
+        raise subprocess.CalledProcessError(done.returncode, command)
+    return points_of(json.loads((folder / "report.json").read_text("utf-8")), seed, seconds)
+
+
+def points_of(report: dict[str, Any], seed: int, run_s: float) -> list[Point]:
+    """dense, then compact; figures of a run as a whole stand on the compact one."""
+    stages = {stage["folder"]: stage["seconds"] for stage in report["stages"]}
+    rows = []
+    for name, folder in (("dense", "10-dense"), ("compact", "20-demp")):
+        model = report["models"][name]
+        row: Point = {
+            "model": name,
+            "seed": seed,
+            "accuracy_pct": 100 * model["accuracy"]["simplified"],
+            "params": model["params"],
+            "macs": model["macs"],
+            "channels": model["channels"],
+            "onnx_kib": model["bytes"] / 1024,
+            "training_s": stages[folder],
+        }
+        for batch in BATCHES:
+            row[f"batch_{batch}_p50_ms"] = report["latency"][BACKEND]["fp32"][f"b{batch}"][name]["p50_ms"]
+        rows.append(row)
+    surgery = report["surgery"]
+    rows[1] |= {
+        "dead_channels_pct": 100 * surgery["channels_dead"] / surgery["channels_before"],
+        "macs_of_dense_pct": 100 * rows[1]["macs"] / rows[0]["macs"],
+        "accuracy_drop_pp": rows[0]["accuracy_pct"] - rows[1]["accuracy_pct"],
+        "max_abs_diff": surgery["max_abs_diff"],
+        "verdict": report["verdict"]["status"],
+        "run_s": run_s,
+    }
+    for batch in BATCHES:
+        speedup = report["latency"][BACKEND]["fp32"][f"b{batch}"]["speedup"]
+        rows[1][f"batch_{batch}_speedup"] = speedup["ratio"]
+        rows[1][f"batch_{batch}_speedup_low"], rows[1][f"batch_{batch}_speedup_high"] = speedup["ci95"]
+    return rows
+
+
+def promises(points: Sequence[Point]) -> dict[str, bool]:
+    """What the quickstart promises -> whether these points keep it. Means over the seeds, but for the last two."""
+    compact = [point for point in points if point["model"] == "compact"]
+
+    def mean(key: str) -> float:
+        return statistics.fmean(point[key] for point in compact)
+
+    return {
+        "at least 45 % of the channels dead": mean("dead_channels_pct") >= 45,
+        "at most half of the MACs": mean("macs_of_dense_pct") <= 50,
+        "accuracy within 1.0 point": mean("accuracy_drop_pp") <= 1.0,
+        "batch 32 at least 1.5x faster": mean("batch_32_speedup") >= 1.5,
+        "its confidence interval above 1 with every seed": min(p["batch_32_speedup_low"] for p in compact) > 1,
+        "compact equal to 1e-5 with every seed": max(p["max_abs_diff"] for p in compact) <= 1e-5,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the seeds one after the other and writes the results file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=main.__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", dest="overrides", metavar="section.key=value", action="append", default=[])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quickstart.cpu.json")
+    options = parser.parse_args(arguments)
+    points: list[Point] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in options.seeds:
+            points += measured(seed, Path(folder) / str(seed), options.overrides)
+    words = ["--seeds", *map(str, options.seeds), *(word for one in options.overrides for word in ("--set", one))]
+    kept = promises(points)
+    document = {
+        "schema": 1,
+        "command": " ".join(["python -m benchmarks.quickstart", *words]),
+        "environment": environment(),
+        "n": len(options.seeds),
+        "promises": kept,
+        "points": points,
+    }
+    write_json(options.out, document)
+    for text, whether in kept.items():
+        print(f"{'kept' if whether else 'MISSED'}: {text}", file=sys.stderr)
+    return EXIT_PASS if all(kept.values()) else EXIT_GATE_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
