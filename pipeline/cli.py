@@ -19,9 +19,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from runtime.errors import EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError
+from pipeline.progress import open_progress
+from runtime import errors
+from runtime.errors import UserError
 
 EXIT_INTERNAL = 70
+EXIT_CODES = {
+    "pass": errors.EXIT_PASS,
+    "updated": errors.EXIT_PASS,
+    "fail": errors.EXIT_GATE_FAILED,
+    "inconclusive": errors.EXIT_INCONCLUSIVE,
+}
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has its own copy of click, or click, by its version
 
 app = typer.Typer(
@@ -99,7 +107,6 @@ def run(
     """The whole line, from data to report."""
     from pipeline import run as line
     from pipeline.config_file import load_config
-    from pipeline.progress import open_progress
 
     settings = load_config(config, override or ())
     order = line.Order(
@@ -110,7 +117,7 @@ def run(
         config_folder=config.parent,
     )
     outcome = line.run(settings, order, open_progress())
-    return _finish(outcome.document(), outcome.exit_code)
+    return _judged(outcome.document(), outcome.verdict, outcome.exit_code)
 
 
 @app.command()
@@ -131,13 +138,12 @@ def shrink(
     from pipeline import shrinking
     from pipeline.config_file import config_from_overrides
     from pipeline.contents import make_importable
-    from pipeline.progress import open_progress
 
     given = {"model.name": model, "model.weights": str(weights)} | ({"data.source": data} if data else {})
     settings = config_from_overrides([f"{key}={json.dumps(value)}" for key, value in given.items()] + (override or []))
     make_importable(Path.cwd())
-    request = shrinking.Request(settings, _three(input_shape), classes, data is not None, out)
-    return _finish(shrinking.shrink_network(request, open_progress()), EXIT_PASS)
+    request = shrinking.Request(settings, shrinking.image_shape(input_shape), classes, data is not None, out)
+    return _finish(shrinking.shrink_network(request, open_progress()), errors.EXIT_PASS)
 
 
 @app.command()
@@ -154,7 +160,7 @@ def bench(
 
     told = benching.bench(files, benching.Conditions(batch, threads, device.value, min_blocks, time_limit))
     print(benching.table(files, told), file=sys.stderr)
-    return _finish(told, EXIT_PASS)
+    return _finish(told, errors.EXIT_PASS)
 
 
 @app.command()
@@ -162,21 +168,36 @@ def check(run: RunFolder, override: SetOption = None, device: DeviceOption = Dev
     """Measure and judge a finished run again."""
     from pipeline import finished
     from pipeline import run as line
-    from pipeline.progress import open_progress
 
     order = line.Order(out=run, device=device.value, redo=frozenset({line.CHECK}))
     outcome = finished.check(order, tuple(override or ()), open_progress())
-    return _finish(outcome.document(), outcome.exit_code)
+    return _judged(outcome.document(), outcome.verdict, outcome.exit_code)
 
 
 @app.command()
 def report(run: RunFolder) -> int:
     """Write the report of a run again."""
     from pipeline import finished
-    from pipeline.progress import open_progress
 
     path = finished.report(run, open_progress())
-    return _finish({"status": "done", "report": str(path)}, EXIT_PASS)
+    return _finish({"status": "done", "report": str(path)}, errors.EXIT_PASS)
+
+
+@app.command()
+def gate(
+    run: RunFolder,
+    baseline: Annotated[Path, typer.Option(metavar="FILE", help="Figures accepted before.")],
+    update: Annotated[
+        bool, typer.Option("--update", help="Accept this run's figures instead of judging them.")
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML.")] = None,
+    summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict as Markdown.")] = None,
+) -> int:
+    """Judge a run against a baseline: 0 pass, 1 regressed, 3 inconclusive."""
+    from pipeline import gating
+
+    told = gating.gate(gating.Request(run, baseline, update, junit, summary))
+    return _judged(told, told, EXIT_CODES[told["status"]])
 
 
 @app.command()
@@ -191,11 +212,10 @@ def publish(
 ) -> int:
     """Write a Triton model repository from a run."""
     from pipeline import finished
-    from pipeline.progress import open_progress
     from pipeline.publishing import Target
 
     published = finished.publish(run, Target(directory, replace, allow_rtx), open_progress())
-    return _finish(published.document(), EXIT_PASS)
+    return _finish(published.document(), errors.EXIT_PASS)
 
 
 @app.command()
@@ -216,7 +236,7 @@ def doctor() -> int:
     from pipeline.doctor import diagnose
 
     print(diagnose())
-    return EXIT_PASS
+    return errors.EXIT_PASS
 
 
 def _finish(document: Mapping[str, Any], code: int) -> int:
@@ -225,17 +245,13 @@ def _finish(document: Mapping[str, Any], code: int) -> int:
     return code
 
 
-def _three(text: str | None) -> tuple[int, int, int] | None:
-    """`3,224,224` -> (3, 224, 224)."""
-    if text is None:
-        return None
-    try:
-        channels, height, width = (int(part) for part in text.split(","))
-    except ValueError:
-        channels = height = width = 0
-    if min(channels, height, width) < 1:
-        raise UserError(f"--input-shape {text}", "three whole numbers from 1: C,H,W", "write e.g. 3,224,224")
-    return channels, height, width
+def _judged(document: Mapping[str, Any], verdict: Mapping[str, Any] | None, code: int) -> int:
+    """Tell people the verdict's gates and the report before the JSON document."""
+    for gate in verdict["gates"] if verdict else ():
+        print(f"{gate['status']:12}  {gate['name']}: {gate['reason']}", file=sys.stderr)
+    if "report" in document:
+        print(f"report: {document['report']}", file=sys.stderr)
+    return _finish(document, code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -247,9 +263,9 @@ def command_line(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=list(arguments), prog_name="demport", standalone_mode=False)
-        if code == EXIT_INTERRUPTED:  # typer turns a KeyboardInterrupt into this
+        if code == errors.EXIT_INTERRUPTED:  # typer turns a KeyboardInterrupt into this
             raise KeyboardInterrupt
-        return EXIT_PASS if code is None else int(code)
+        return errors.EXIT_PASS if code is None else int(code)
     except UserError as error:
         return _complain(str(error))
     except UsageError as error:
@@ -260,9 +276,9 @@ def command_line(arguments: Sequence[str]) -> int:
         return _complain(f"{found.rstrip('.')}; expected {usage}; `{path} --help` tells more")
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return errors.EXIT_INTERRUPTED
     except BrokenPipeError:
-        return EXIT_INTERRUPTED
+        return errors.EXIT_INTERRUPTED
     except Exception:
         traceback.print_exc()
         print("error: a fault of demport's own; please report it with the lines above", file=sys.stderr)
@@ -271,7 +287,7 @@ def command_line(arguments: Sequence[str]) -> int:
 
 def _complain(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_USAGE
+    return errors.EXIT_USAGE
 
 
 def main() -> None:

@@ -129,10 +129,11 @@ def build_engines(
     out: Path,
     progress: Progress,
 ) -> Engines:
-    """Build every engine the section asks for; where no TensorRT can build one here, its entry says why.
-
-    Raises UserError where TensorRT is there and refuses.
+    """Build every engine the section asks for, none with the flavour "none"; where no TensorRT can build one here, its
+    entry says why. Raises UserError where TensorRT is there and refuses.
     """
+    if section.flavour == "none":
+        return Engines(())
     sources: dict[tuple[Role, str], Path] = {
         ("dense", "fp32"): graphs.dense.path,
         ("compact", "fp32"): graphs.compact.path,

@@ -19,6 +19,7 @@ from pipeline.config_file import dump_config
 from pipeline.progress import Progress
 from pipeline.workspace import CONFIG, STAGES, Done, Workspace, open_workspace
 from runtime import device as machine
+from runtime.backend import DeviceName
 from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, UserError
 
 EXIT_CODES = {"pass": EXIT_PASS, "fail": EXIT_GATE_FAILED, "inconclusive": EXIT_INCONCLUSIVE, "done": EXIT_PASS}
@@ -31,7 +32,7 @@ class Order:
     """What the command line asks for beside the config."""
 
     out: Path
-    device: str = "auto"
+    device: DeviceName = "auto"
     until: str = CHECK
     redo: frozenset[str] = frozenset()
     config_folder: Path = Path()
@@ -71,7 +72,7 @@ def line(
     """
     tree = config.model_dump(mode="json")
     images = functools.cache(partial(data.load, config.data))
-    libraries = partial(contents.libraries, config)
+    libraries = partial(contents.libraries, config, machine.versions())
     common = {key: tree[key] for key in ("data", "model", "seed", "threads")} | {"content": content}
 
     dense = work.stage(
@@ -148,10 +149,9 @@ def line(
 def check_stage(
     config: Config, images: steps.Data, order: Order, work: Workspace, progress: Progress, made: tuple[Done, ...]
 ) -> Done:
-    dense, cut, exported, simplified, casts, engines = made
     return work.stage(
         CHECK,
-        partial(steps.check, config, images, order.device, dense, cut, exported, simplified, casts, engines, progress),
+        partial(steps.check, config, images, order.device, made, progress),
         inputs={
             "check": config.check.model_dump(mode="json"),
             "machine": machine.fingerprint(),
@@ -159,7 +159,9 @@ def check_stage(
         },
         upstream=made,
         code=1,
-        versions=contents.libraries(config, "torch", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "pycuda"),
+        versions=contents.libraries(
+            config, machine.versions(), "torch", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "pycuda"
+        ),
     )
 
 
@@ -189,10 +191,11 @@ def stage_named(name: str, option: str) -> str:
 
 def outcome_of(folder: Path, stages: list[Done], progress: Progress) -> Outcome:
     """Render the report where it is not that of the folder, and tell what happened."""
-    if not any(done.ran for done in stages):
-        progress.note(f"nothing to do: {folder} is up to date")
     if not rendering.is_current(folder):
+        progress.note("report: written")
         rendering.render(folder)
+    elif not any(done.ran for done in stages):
+        progress.note(f"nothing to do: {folder} is up to date")
     verdict = None
     if stages[-1].stage == CHECK:
         verdict = json.loads((stages[-1].folder / "check.json").read_text("utf-8"))["verdict"]
@@ -203,6 +206,7 @@ def outcome_of(folder: Path, stages: list[Done], progress: Progress) -> Outcome:
 def workspace_of(config: Config, order: Order, progress: Progress) -> AbstractContextManager[Workspace]:
     """The run folder, locked for as long as it is open."""
 
+    @functools.cache
     def facts() -> dict[str, Any]:
         from pipeline.training.repeatable import torch_device
 
@@ -235,7 +239,7 @@ def _gpu() -> str | None:
     return None if gpu is None else f"{gpu.name} {gpu.target}"
 
 
-def demand_device(device: str) -> None:
+def demand_device(device: DeviceName) -> None:
     """UserError before any work where `cuda` is asked for and there is no GPU."""
     if device == "cuda" and first_gpu() is None:
         raise UserError("--device cuda, and no NVIDIA GPU or driver is here", "a GPU", "use --device cpu or auto")

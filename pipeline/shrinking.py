@@ -36,6 +36,19 @@ class Request:
     out: Path
 
 
+def image_shape(text: str | None) -> tuple[int, int, int] | None:
+    """`3,224,224` -> (3, 224, 224). UserError where it is something else."""
+    if text is None:
+        return None
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
+        raise UserError(f"--input-shape {text}", "three whole numbers from 1: C,H,W", "write e.g. 3,224,224")
+    return channels, height, width
+
+
 def shrink_network(request: Request, progress: Progress) -> dict[str, Any]:
     """Write plan, weights and certificate to a new folder; the JSON document of what was cut. Raises UserError."""
     settings = request.config

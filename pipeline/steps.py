@@ -6,7 +6,7 @@ Nothing heavy is imported before a stage runs, so a run that is up to date costs
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from pipeline.files import bytes_in
 if TYPE_CHECKING:
     from torch import nn
 
+    from pipeline.check import Checked
     from pipeline.config import Config
     from pipeline.data import Dataset
     from pipeline.exporting import CastGraphs, Engines, Exported, SimplifiedGraphs
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.surgery.stage import Cut
     from pipeline.training.stage import Trained
     from pipeline.workspace import Done
+    from runtime.backend import DeviceName
 
 Data = Callable[[], "Dataset"]
 """The data set, read when it is first asked for."""
@@ -138,3 +140,37 @@ def compact_network(cut: Done) -> nn.Module:
     from pipeline.surgery import load_compact
 
     return load_compact(cut.folder).eval()
+
+
+def check(
+    config: Config,
+    data: Data,
+    device: DeviceName,
+    made: Sequence[Done],
+    progress: Progress,
+    out: Path,
+) -> Checked:
+    """`made`: the stages 10, 30, 40, 50, 55 and 60."""
+    from pipeline import check as stage
+    from pipeline.exporting import CastGraphs, Engines, Exported, Role, SimplifiedGraphs
+    from pipeline.surgery.stage import Cut
+
+    trained, cut, exported, simplified, casts, engines = made
+    first, second, lower = exported.result(Exported), simplified.result(SimplifiedGraphs), casts.result(CastGraphs)
+    graphs: dict[str, dict[Role, Path]] = {
+        "onnx": {"dense": first.dense.path, "compact": first.compact.path},
+        "simplified": {"dense": second.dense.path, "compact": second.compact.path},
+        **{name: {"dense": lower.dense[name].path, "compact": lower.compact[name].path} for name in lower.dense},
+    }
+    return stage.check(
+        config.check,
+        dense=dense_network(config, data(), trained),
+        compact=compact_network(cut),
+        graphs=graphs,
+        engines=engines.result(Engines).engines,
+        test=data().test,
+        max_abs_diff=cut.result(Cut).max_abs_diff,
+        device=device,
+        out=out,
+        progress=progress,
+    )

@@ -66,13 +66,10 @@ def engines(section: config.Engine, graphs: SimplifiedGraphs, tmp_path: Path) ->
     return build_engines(section, graphs, casts, "0" * 64, tmp_path, Silent())
 
 
-def test_engines_switched_off_are_told_one_by_one(graphs: SimplifiedGraphs, tmp_path: Path) -> None:
+def test_engines_switched_off_are_none_at_all(graphs: SimplifiedGraphs, tmp_path: Path) -> None:
     section = config.Engine(flavour="none", targets=("SM86",))
-    told = engines(section, graphs, tmp_path).engines
-    assert {(e.model, e.precision, e.target) for e in told} == {
-        (role, precision, "SM86") for role in ("dense", "compact") for precision in ("fp32", "fp16")
-    }
-    assert {(e.engine, e.reason) for e in told} == {(None, "engines are switched off (flavour none)")}
+    assert engines(section, graphs, tmp_path).engines == ()
+    assert not list(tmp_path.glob("*.engine*"))
 
 
 def test_without_any_tensorrt_the_stage_ends_with_the_reason(
@@ -106,4 +103,4 @@ def test_each_target_is_built_once_and_a_missing_one_says_why(monkeypatch: pytes
     section = config.Engine(targets=("SM86", "CURRENT", "SM89"))
     assert exporting._targets(section) == (["SM90"], {"CURRENT": "no GPU"})
     monkeypatch.undo()
-    assert exporting._targets(config.Engine(flavour="none", targets=()))[0] == []
+    assert exporting._targets(config.Engine(flavour="none", targets=())) == ([], {})
