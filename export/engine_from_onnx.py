@@ -93,23 +93,12 @@ def engine_from_onnx(
         )
         answer = _child(request, Path(scratch) / "request.json", time_limit_s)
         seconds = round(time.perf_counter() - started, 3)
-        document = _manifest(path, temporary, request, choice, source, plan_sha256, answer)
+        told = _manifest(path, temporary, request, choice, source, plan_sha256, answer)
         with suppress(FileNotFoundError):
             manifest.manifest_path(path).unlink()  # it describes the engine that is about to be replaced
-    sidecar = manifest.write(path, document)
-    return Engine(
-        path,
-        sidecar,
-        log,
-        choice.flavour,
-        document.version,
-        precision,
-        document.target,
-        document.sha256,
-        document.bytes,
-        seconds,
-        document.layers,
-    )
+    sidecar = manifest.write(path, told)
+    what = choice.flavour, told.version, precision, told.target
+    return Engine(path, sidecar, log, *what, told.sha256, told.bytes, seconds, told.layers)
 
 
 def _builder_target(choice: Choice) -> str | None:
