@@ -158,18 +158,33 @@ def test_a_model_in_eval_mode_gives_a_compact_one_in_eval_mode() -> None:
     assert resumed.compact.certificate["channels"]["after"] == 94
 
 
-def test_frozen_weights_of_a_reader_do_not_hide_a_live_channel() -> None:
-    """The reader's weights are not trained, so only its input says that the channel is not zero."""
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_channel_that_is_flat_but_not_zero_stays(groups: int) -> None:
+    """ReLU6 at its ceiling passes no gradient, so only the reader's weights, trained or not, say that 6 arrives."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), *head(6))
-    for parameter in model[3].parameters():
-        parameter.requires_grad_(False)
-    kill(model, {"1": [2]})
+    reader = nn.Conv2d(8, 6, 1, groups=groups).requires_grad_(False)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU6(), reader, nn.ReLU(), *head(6))
+    kill(model, {"1": [1, 6]})
+    norm = model.get_submodule("1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.bias[[0, 5]] = 100.0
     dead = torch.zeros(8, dtype=torch.bool)
-    dead[[2, 5]] = True  # a wrong census
+    dead[[0, 1, 5, 6]] = True  # a wrong census
     resumed = shrink_training(model.train(), (image(),), SGD(model[:2].parameters(), 0.1), {"_2": dead})
-    assert widths(resumed) == {"0": 7, "3": 6}
+    assert widths(resumed) == {"0": 6, "3": 6}
     assert not resumed.compact.model.get_parameter("3.weight").requires_grad
+    assert torch.equal(resumed.compact.model.get_parameter("1.bias"), norm.bias[[0, 2, 3, 4, 5, 7]])
+
+
+def test_zero_weights_of_a_transposed_convolution_learn() -> None:
+    torch.manual_seed(0)
+    middle = nn.ConvTranspose2d(8, 6, 3, groups=2, bias=False)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), middle, nn.Conv2d(6, 5, 1), nn.ReLU(), *head(5))
+    with torch.no_grad():
+        middle.weight[:, 1] = 0.0
+    assert shrink(model.eval(), (image(),)).model.get_parameter("2.weight").shape[:2] == (8, 2)
+    assert resume(model, image()).compact.model.get_parameter("2.weight").shape[:2] == (8, 3)
 
 
 class Moody(nn.Module):
@@ -209,9 +224,15 @@ def test_a_forward_that_asks_for_the_mode_is_refused(kind: str, found: str) -> N
 def test_parameters_the_forward_never_uses_leave_the_optimizer() -> None:
     model = Moody("plain").train()
     kill(model, {"bn": [1]})
-    optimizer: Optimizer = SGD([{"params": model.fc.parameters()}, {"params": model.aux.parameters()}], 0.1)
+    groups = [{"params": model.fc.parameters()}, {"params": model.aux.parameters()}]
+    optimizer: Optimizer = SGD(groups, 0.1, momentum=0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert len(optimizer.state) == 4
     resumed = shrink_training(model, (image(),), optimizer)
     assert [len(g["params"]) for g in resumed.optimizer.param_groups] == [2, 0]
+    assert len(resumed.optimizer.state) == 2
     batch = image(), torch.tensor([0, 1, 2, 3])
     assert step(resumed.compact.model, resumed.optimizer, batch) == pytest.approx(step(model, optimizer, batch))
 
