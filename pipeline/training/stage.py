@@ -79,6 +79,12 @@ def train_demp(
     """Writes weights.safetensors, history.jsonl and census.safetensors into `out`. Raises UserError."""
 
     def method(network: nn.Module, units: Anatomy, train: Split) -> Method:
+        if not units.watch:
+            raise UserError(
+                units.traced.frozen or f"{model.name} has no activation that could be watched for dead channels",
+                "a network with ReLUs that torch.fx can trace",
+                "mend the network, or choose another",
+            )
         total = section.epochs * steps_per_epoch(train, section.batch_size)
         return Demp(section, network, units, train, seed=seed, total_steps=total)
 

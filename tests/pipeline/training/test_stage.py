@@ -171,3 +171,22 @@ def test_demp_needs_batch_norm(tmp_path: Path, digits: Dataset, monkeypatch: pyt
     section = config.Training(epochs=1, batch_size=200)
     trained = train_dense(section, model, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=Silent())
     assert trained.channels == 4
+
+
+def test_demp_needs_activations_it_can_watch(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = "nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, num_classes)"
+    linear = users_network(tmp_path, monkeypatch, "demport_test_linear", layers)
+    (tmp_path / "demport_test_branch.py").write_text(
+        "from torch import nn\n"
+        "class Branch(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x if x.sum() > 0 else -x)\n"
+        f"def build(num_classes):\n    return Branch({layers})\n"
+    )
+    branch = config.Model(name="demport_test_branch:build")
+    for model, message in ((linear, "no activation that could be watched"), (branch, "Branch cannot be traced")):
+        with pytest.raises(UserError, match=message) as caught:
+            train_demp(
+                config.Demp(epochs=1), model, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=Silent()
+            )
+        assert "torch.fx can trace" in caught.value.expected
