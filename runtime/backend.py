@@ -126,10 +126,6 @@ class Guard:
             self._state = "open" if self._state == "bound" else "bound"
         self._busy.release()
 
-    @property
-    def closed(self) -> bool:
-        return self._state == "closed"
-
     def _problem(self, action: Action) -> UserError | None:
         if action == "close":
             return None

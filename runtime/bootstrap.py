@@ -15,13 +15,14 @@ _CHUNK = 50  # resamples held in memory at once
 
 
 def run_length(blocks: int) -> int:
-    """Consecutive blocks that are drawn together: the root of their number, so that the runs grow with the experiment.
+    """Consecutive blocks that are drawn together: the root of their number, so that the runs grow with the
+    experiment, but at least five runs.
 
     Neighbouring samples share what else the machine does; drawn one by one they would count as independent and the
     interval would be too narrow. Kuensch, Annals of Statistics 17 (1989); Politis and Romano (1992) for the circular
     form.
     """
-    return max(1, ceil(sqrt(blocks)))
+    return max(1, min(ceil(sqrt(blocks)), blocks // 5))
 
 
 def ratio_interval(first: Array, other: Array, *, seed: int = 0) -> tuple[float, float, float]:

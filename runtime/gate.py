@@ -62,12 +62,12 @@ def accuracy_gate(difference: PairedAccuracy | None, limit_pp: float, missing: s
     return Gate(name, "pass" if drop <= limit_pp else "fail", drop, limit_pp, text)
 
 
-def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str = "") -> Gate:
+def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str = "", doubt: str = "") -> Gate:
     """min_speedup: dense p50 over compact p50.
 
     fail: the whole interval lies below the limit. pass: the point ratio reaches the limit and the whole interval lies
-    above 1 (or above the limit, where that is less). inconclusive: anything else, as another measurement could turn
-    it. `what` names what was timed.
+    above 1 (or above the limit, where that is less). inconclusive: anything else, as another measurement could turn it,
+    and any figure in `doubt`, which says why it rests on too little. `what` names what was timed.
     """
     name = "min_speedup"
     if speedup is None:
@@ -76,6 +76,8 @@ def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str 
     told = (
         f"{what}: {speedup.ratio:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}), at least {limit:g} asked"
     )
+    if doubt:
+        return Gate(name, "inconclusive", speedup.ratio, limit, f"{told}; {doubt}")
     if high < limit:
         return Gate(name, "fail", speedup.ratio, limit, told)
     if speedup.ratio >= limit and low > min(1.0, limit):

@@ -26,7 +26,10 @@ class TorchSession:
     """A copy of `module` in eval mode; the given module is left untouched. `outputs` names what it returns, in order.
 
     The first axis of every output is taken for the batch. On a CUDA device work is queued on a stream of the
-    session's own and waited for by an event; TF32 is off during a run, so that float32 means float32.
+    session's own and waited for by an event; TF32 is off during a run, so that float32 means float32. Torch's number
+    of threads is the process's: a run sets it, and
+    `close` puts back the one from before the session was opened. (Changed at every run, torch would start its threads
+    anew.)
     """
 
     backend = "torch"
@@ -44,6 +47,7 @@ class TorchSession:
         self.name, self.inputs, self._names = name, tuple(inputs), tuple(outputs)
         self.device = _device(device)
         self._threads = threads or usable_cores()
+        self._threads_before: int | None = torch.get_num_threads()
         self._module = copy.deepcopy(module).to(self.device).eval().requires_grad_(False)
         cuda: Any = torch.cuda  # its classes have no types
         self._stream = cuda.Stream() if self.device == "cuda" else None
@@ -57,7 +61,11 @@ class TorchSession:
             "tf32": False,
         }
         self._guard = Guard(name)
-        self.outputs = self._output_specs()
+        try:
+            self.outputs = self._output_specs()
+        except BaseException:
+            self._put_threads_back()
+            raise
 
     def bind(self, feeds: Mapping[str, Array]) -> None:
         """See Session."""
@@ -89,15 +97,23 @@ class TorchSession:
         with self._guard("close"):
             self._arguments = self._results = ()
             self._module = nn.Identity()
+            self._put_threads_back()
 
     def _run(self) -> None:
-        with torch.inference_mode(), _threads(self._threads):
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
             if self._stream is None or self._done is None:
                 self._results = _as_tuple(self._module(*self._arguments))
                 return
             with torch.cuda.stream(self._stream), _without_tf32():
                 self._results = _as_tuple(self._module(*self._arguments))
             self._done.record(self._stream)
+
+    def _put_threads_back(self) -> None:
+        if self._threads_before is not None:
+            torch.set_num_threads(self._threads_before)
+        self._threads_before = None
 
     def _settle(self) -> None:
         """Waits for the copies, which ran on torch's own stream."""
@@ -143,20 +159,6 @@ def _as_tuple(result: object) -> tuple[Tensor, ...]:
             f"the network returns {type(result).__name__}", "a tensor or a tuple of tensors", "wrap it so that it does"
         )
     return results
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    """Torch's number of threads is the process's: set for the body, then put back."""
-    before = torch.get_num_threads()
-    if before == threads:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

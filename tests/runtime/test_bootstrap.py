@@ -78,5 +78,5 @@ def test_both_ends_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_grow_with_the_experiment() -> None:
-    assert [run_length(blocks) for blocks in (1, 30, 100, 3000)] == [1, 6, 10, 55]
-    assert run_length(10_000) == 100
+    assert [run_length(blocks) for blocks in (1, 5, 10, 30, 100, 3000)] == [1, 1, 2, 6, 10, 55]
+    assert all(blocks // run_length(blocks) >= 5 for blocks in range(5, 4000))

@@ -68,6 +68,13 @@ def test_the_speedup_and_its_interval(ratio: float, low: float, high: float, lim
     assert ("quieter machine" in told.reason) == (status == "inconclusive")
 
 
+@pytest.mark.parametrize("ratio", [0.5, 3.0])
+def test_a_speedup_that_rests_on_too_little_is_inconclusive(ratio: float) -> None:
+    told = speedup_gate(Speedup(ratio, (ratio, ratio), "faster"), 1.5, "b32", doubt="5 of 30 blocks")
+    assert (told.status, told.value) == ("inconclusive", ratio)
+    assert told.reason.endswith("; 5 of 30 blocks")
+
+
 @pytest.mark.parametrize(("value", "status"), [(0.0, "pass"), (1e-5, "pass"), (1.1e-5, "fail")])
 def test_the_difference_of_the_cut(value: float, status: str) -> None:
     told = difference_gate(value, 1e-5)

@@ -39,7 +39,7 @@ def test_the_module_is_left_as_it_was() -> None:
     assert [(spec.name, spec.shape) for spec in session.outputs] == [("maps", (None, *SHAPE)), ("means", (None,))]
 
 
-def test_threads_are_those_asked_for_and_put_back() -> None:
+def test_threads_are_those_asked_for_and_put_back_on_close() -> None:
     seen = []
 
     class Spy(Net):
@@ -50,9 +50,27 @@ def test_threads_are_those_asked_for_and_put_back() -> None:
     before = torch.get_num_threads()
     other = 1 if before != 1 else 2
     session = TorchSession(Spy(), image_inputs(SHAPE), device="cpu", threads=other)
+    twin = TorchSession(Spy(), image_inputs(SHAPE), device="cpu", threads=other)
     session.bind({"input": images(1)})
+    torch.set_num_threads(before)
     session.launch()
-    assert seen == [other, other]
+    assert seen == [other, other, other]
+    twin.close()
+    session.close()
+    assert torch.get_num_threads() == before
+    torch.set_num_threads(other)
+    session.close()
+    assert torch.get_num_threads() == other
+    torch.set_num_threads(before)
+
+
+def test_threads_are_put_back_where_the_session_does_not_open() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(UserError, match="torch returns 2 tensors"):
+        TorchSession(Norm(), image_inputs(SHAPE), device="cpu", threads=3)
+    assert torch.get_num_threads() == before
+    with pytest.raises(RuntimeError, match="shape"):
+        TorchSession(Net(), image_inputs((5, 5)), device="cpu", threads=3)
     assert torch.get_num_threads() == before
 
 
