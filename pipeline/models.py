@@ -26,10 +26,11 @@ OWN = {
 OPTIONAL_SUFFIX = ".num_batches_tracked"
 
 
-def build(section: config.Model, *, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+def build(section: config.Model, *, num_classes: int | None, input_shape: tuple[int, int, int]) -> nn.Module:
     """The network `section.name`, in training mode on the CPU, with `section.weights` where given.
 
-    It is run once on zeros (2, C, H, W) and must answer (2, num_classes). Torch's global random state decides fresh
+    It is run once on zeros (2, C, H, W) and must answer (2, num_classes); with None, it has the outputs its maker
+    gives it when not asked for a number, of whatever form. Torch's global random state decides fresh
     weights. Raises UserError.
     """
     make, offers = _maker(section, num_classes, input_shape)
@@ -52,14 +53,14 @@ def build(section: config.Model, *, num_classes: int, input_shape: tuple[int, in
 
 
 def _maker(
-    section: config.Model, num_classes: int, input_shape: tuple[int, int, int]
+    section: config.Model, num_classes: int | None, input_shape: tuple[int, int, int]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A constructor and what it gets beside `section.args`; an argument the user gives is not offered.
 
     A function of the user's gets num_classes and input_shape where it takes them.
     """
     kind, _, name = section.name.partition(":")
-    offers: dict[str, Any] = {"num_classes": num_classes}
+    offers: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     match kind:
         case "demo" | "cifar":
             if section.name not in OWN:
@@ -104,7 +105,7 @@ def _unknown(spec: str, known: list[str]) -> UserError:
     return UserError(f'model.name is "{spec}"', "a network that exists", f"perhaps {lookup.nearest(spec, known)}")
 
 
-def _probe(model: nn.Module, name: str, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+def _probe(model: nn.Module, name: str, num_classes: int | None, input_shape: tuple[int, int, int]) -> None:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -120,6 +121,8 @@ def _probe(model: nn.Module, name: str, num_classes: int, input_shape: tuple[int
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if num_classes is None:
+        return
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(

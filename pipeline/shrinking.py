@@ -20,8 +20,6 @@ from pipeline.surgery.stage import BATCH, confirm, cut_network
 from pipeline.training.census import census
 from runtime.errors import UserError
 
-DEFAULT_CLASSES = 1000
-
 
 @dataclass(frozen=True)
 class Request:
@@ -31,7 +29,7 @@ class Request:
     input_shape: tuple[int, int, int] | None
     """(C, H, W); None takes it from the data."""
     classes: int | None
-    """None takes them from the data, else 1000."""
+    """None takes them from the data; without data, the network's maker decides."""
     use_data: bool
     out: Path
 
@@ -123,9 +121,9 @@ def _shape(request: Request, images: Dataset | None) -> tuple[int, int, int]:
     return images.input_shape
 
 
-def _classes(request: Request, images: Dataset | None) -> int:
+def _classes(request: Request, images: Dataset | None) -> int | None:
     if images is None:
-        return request.classes or DEFAULT_CLASSES
+        return request.classes
     if request.classes not in (None, len(images.names)):
         raise UserError(
             f"--classes {request.classes}", f"{len(images.names)}, the classes of --data", "leave --classes out"

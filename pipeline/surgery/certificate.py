@@ -102,6 +102,9 @@ def _frozen(analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
     reasons: dict[tuple[str, str], set[int]] = defaultdict(set)
     for freeze in [*analysis.ledger.freezes, *choice.late]:
         reasons[freeze.where, freeze.reason].update(choice.classes[freeze.ids].tolist())
+    if analysis.traced.frozen is not None:
+        every = sum(w.shape[0] for n, w in analysis.traced.module.named_parameters() if w.dim() > 1)
+        return [{"where": "the network", "reason": analysis.traced.frozen, "channels": every}]
     return [
         {"where": where, "reason": reason, "channels": int(layer_classes[list(found)].sum())}
         for (where, reason), found in reasons.items()

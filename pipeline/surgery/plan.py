@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Source(Strict):
 
     name: str
     args: dict[str, Any]
-    num_classes: int = Field(ge=1, le=1 << 24)
+    num_classes: Annotated[int, Field(ge=1, le=1 << 24)] | None
     input_shape: tuple[int, int, int]
 
 

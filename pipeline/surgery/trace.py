@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
 
+PATH_DROPS = (
+    "StochasticDepth",
+    "DropPath",
+)  # torchvision's and timm's; kept as modules, for training goes on with them
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
@@ -52,8 +57,10 @@ class ShapeTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, example_inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, example_inputs: tuple[Tensor, ...], model: nn.Module) -> None:
         super().__init__(param_shapes_constant=False)
+        self._model = model
+        self._opaque: nn.Module | None = None
         self._inputs = iter([x.to("meta") for x in example_inputs])
         self._cached: dict[str, Any] = {}
         self._executing = False
@@ -67,7 +74,7 @@ class ShapeTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, OpenAttention | fx.GraphModule):
             return False
-        return super().is_leaf_module(m, module_qualified_name)
+        return type(m).__name__ in PATH_DROPS or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> ConcreteProxy:
         return ConcreteProxy(node, self)
@@ -106,9 +113,21 @@ class ShapeTracer(fx.Tracer):
             left = set(self.graph.nodes)
             for name in [n for n, p in self._cached.items() if p.node not in left]:
                 del self._cached[name]
+            self._opaque = m
             proxy = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
             proxy.node.meta[OPAQUE] = f"{type(m).__name__} cannot be traced ({first_line(error)})"
             return proxy
+
+    def _on_zeros(self, path: str, args: Any, kwargs: Any) -> Any:
+        """Shapes of a module whose code looks at values: run on zeros, in a copy with the real weights."""
+
+        def real(x: Any) -> Any:
+            return torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x
+
+        module = copy.deepcopy(self._model.get_submodule(path)).eval()
+        with torch.no_grad():
+            out = module(*pytree.tree_map(real, args), **pytree.tree_map(real, kwargs))
+        return pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, out)
 
     def _execute(self, node: fx.Node) -> Any:
         def value(x: Any) -> Any:
@@ -120,6 +139,9 @@ class ShapeTracer(fx.Tracer):
                 return node.target(*args, **kwargs)  # type: ignore[operator]
             case "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            case "call_module" if self._opaque is not None:
+                self._opaque = None
+                return self._on_zeros(str(node.target), args, kwargs)
             case "call_module":
                 return self.root.get_submodule(str(node.target))(*args, **kwargs)
             case _:
@@ -175,7 +197,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
         model = shallow_copy(model)
         open_attention(model)
     twin = meta_twin(model).eval()
-    tracer = ShapeTracer(example_inputs)
+    tracer = ShapeTracer(example_inputs, model)
     root: nn.Module = model
     frozen = None
     try:
