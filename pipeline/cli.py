@@ -130,7 +130,7 @@ def shrink(
         str | None, typer.Option(metavar="SPEC", help="As data.source: cut what is dead on it, not only by proof.")
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Classes; default: of the data, else what the network's maker gives.")
+        int | None, typer.Option(min=1, metavar="N", help="Default: the data's, else what the network's maker gives.")
     ] = None,
     override: SetOption = None,
 ) -> int:
