@@ -90,7 +90,7 @@ def context(source: view.Source) -> dict[str, Any]:
         "checked": bool(report.verdict.gates),
         "engines_done": any(stage.folder == ENGINE and stage.status == "done" for stage in report.stages),
         "certificate": view.certificate(report),
-        "environment": list(_flat(report.environment)),
+        "environment": list(_rows(report.environment)),
         "training_picture": pictures.training_picture(source),
         "accuracy_picture": pictures.accuracy_picture(report),
         "speedup_picture": pictures.speedup_picture(report),
@@ -107,12 +107,11 @@ def measured(engine: EngineFile) -> str:
     return engine.measured_on or f"{'not measured' if engine.path else 'not built'}: {engine.reason}"
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested figures as rows: `versions torch` -> `2.11.0`; lists are joined, None says that nothing is known."""
+def _rows(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Figures of a machine as rows; what is nested or a list is joined."""
     for key, inner in value.items():
-        name = f"{prefix}{key}".replace("_", " ")
         if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{name} ")
+            text = ", ".join(f"{name} {one}" for name, one in inner.items())
         else:
-            text = ", ".join(map(str, inner)) or "none" if isinstance(inner, (list, tuple)) else inner
-            yield name, numbers.NOT_MEASURED if text is None else str(text)
+            text = ", ".join(map(str, inner)) if isinstance(inner, (list, tuple)) else str(inner)
+        yield key.replace("_", " "), text or "none"

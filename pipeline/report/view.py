@@ -63,7 +63,7 @@ class LatencyRow:
 
     @property
     def name(self) -> str:
-        return f"{self.backend} {self.precision}, batch {self.batch}"
+        return f"{self.backend} {self.precision}, batch{numbers.GAP}{self.batch}"
 
 
 def latency_rows(report: Report) -> list[LatencyRow]:
@@ -119,8 +119,9 @@ def difference(report: Report) -> str | None:
         return None
     return (
         f"On the same {paired.n:,} images compact differs from dense by {paired.difference_pp:+.2f} percentage points "
-        f"(95 % interval {paired.ci95_pp[0]:+.2f} to {paired.ci95_pp[1]:+.2f}, {paired.method}): "
-        f"{paired.only_second} right only when compact, {paired.only_first} only when dense."
+        f"(95 % interval {paired.ci95_pp[0]:+.2f} to {paired.ci95_pp[1]:+.2f}): {paired.only_second} right only when "
+        f"compact, {paired.only_first} only when dense, p = {numbers.small(paired.p_value)}. "
+        f"{paired.method[:1].upper()}{paired.method[1:]}."
     )
 
 
@@ -147,11 +148,17 @@ def summary(source: Source) -> str:
         parts.append(f"{cut.channels_dead:,} of {cut.channels_before:,} channels died ({share})")
     if macs := macs_ratio(report):
         dense, compact = numbers.short(report.models.dense.macs), numbers.short(report.models.compact.macs)
-        parts.append(f"MACs an image fell from {dense} to {compact} ({numbers.ratio(macs)})")
+        fell = f"fell from {dense} to {compact} ({numbers.ratio(macs)})"
+        parts.append(f"MACs an image {fell if macs != 1 else f'stay at {dense}'}")
     row = headline_latency(source)
     if row and (speedup := row.figures.speedup):
         ratio = f"{numbers.ratio(speedup.ratio)} {numbers.between(*speedup.ci95)}"
-        parts.append(f"compact is {speedup.verdict} on {row.name}: {ratio}")
+        found = (
+            f"compact is {speedup.verdict}"
+            if speedup.verdict != "not distinguishable"
+            else "no difference in speed was found"
+        )
+        parts.append(f"{found} on {row.name}: {ratio}")
     if hop := headline_accuracy(report):
         before, after = (numbers.percent(model.accuracy[hop]) for model in (report.models.dense, report.models.compact))
         parts.append(f"accuracy {after} against {before} dense")

@@ -150,7 +150,7 @@ def check() -> dict[str, Any]:
             "difference_pp": -0.5038,
             "ci95_pp": [-1.81, 0.66],
             "p_value": 0.625,
-            "method": "exact McNemar",
+            "method": "p: exact McNemar test",
         },
         "hops": [
             hop("dense", "torch", "onnx"),

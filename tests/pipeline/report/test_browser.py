@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.render import render
-from tests.pipeline.report.run_folder import STAGES, check, gate, write_run
+from tests.pipeline.report.run_folder import STAGES, check, gate, latency, write_run
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -42,7 +42,10 @@ for (const width of widths) {
     const requests = fetched.filter(one => !one.name.startsWith("data:")).length;
     const images = [...page.images].filter(one => one.offsetParent);
     const broken = images.filter(one => !one.complete || one.naturalWidth === 0).length;
-    found.push({width, scroll: page.documentElement.scrollWidth, requests, images: images.length, broken});
+    const edge = page.querySelector("header").getBoundingClientRect().right;
+    const ends = [...page.querySelectorAll("section *")].map(one => one.getBoundingClientRect().right);
+    const spill = Math.round(Math.max(...ends) - edge), scroll = page.documentElement.scrollWidth;
+    found.push({width, spill, scroll, requests, images: images.length, broken});
     if (found.length === widths.length) document.title = JSON.stringify(found);
   };
   document.body.append(frame);
@@ -72,11 +75,15 @@ def look(run: Path, profile: Path, widths: tuple[int, ...]) -> tuple[list[dict[s
 def test_full_report_fits_every_width(tmp_path: Path) -> None:
     long_name = "a_gate_with_a_name_that_is_longer_than_a_phone_is_wide_" * 3
     verdict = {"status": "fail", "gates": [gate(long_name, "fail", 1.0, 2.0, "reason " * 40)]}
-    run = write_run(tmp_path / "run", verdict=verdict, environment={"cpu": "x" * 300, **check()["environment"]})
+    slow = {"onnxruntime": {"fp32": {"b128": latency(12345.6, 12340.1, 1.0)}}}
+    run = write_run(
+        tmp_path / "run", verdict=verdict, latency=slow, environment={"cpu": "x" * 300, **check()["environment"]}
+    )
     render(run)
     seen, log = look(run, tmp_path / "profile", (390, 768, 1280, 1920))
     assert {one["width"]: one["scroll"] for one in seen} == {390: 390, 768: 768, 1280: 1280, 1920: 1920}
     assert all(one["requests"] == 0 and one["images"] == 3 and one["broken"] == 0 for one in seen)
+    assert all(one["spill"] <= 0 for one in seen), seen
     assert "CONSOLE" not in log
 
 
