@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Rule, describe
 from pipeline.surgery.rules import elementwise, layers, mixing, movement, norms, plain, residual
+from pipeline.surgery.trace import PATH_DROPS
 
 MODULES: dict[type[nn.Module], Rule] = {
     **layers.MODULES, **norms.MODULES, **elementwise.MODULES, **movement.MODULES, **mixing.MODULES
@@ -28,7 +29,9 @@ def rule_for(a: Analysis, node: fx.Node) -> Rule | None:
             return plain.get_attr
         case "call_module":
             module = a.traced.module.get_submodule(str(node.target))
-            return MODULES.get(type(module)) if _plain(module) else None
+            if not _plain(module):
+                return None
+            return elementwise.same if type(module).__name__ in PATH_DROPS else MODULES.get(type(module))
     name = describe(a, node)
     if not any(isinstance(a.env[n], tuple | dict) or leaf_tensor(n) for n in node.all_input_nodes):
         return plain.number
