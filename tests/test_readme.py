@@ -98,6 +98,16 @@ def test_cheap_commands_of_the_readme_run(line: str) -> None:
     assert len(done.stdout.splitlines()) > 3
 
 
+def test_ci_does_what_contributing_says() -> None:
+    script = ROOT / ".ci" / "run"
+    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert script.stat().st_mode & 0o111
+    steps = re.findall(r"^step (\w+) (\d+) ", script.read_text("utf-8"), re.MULTILINE)
+    assert [name for name, _ in steps] == ["test", "demo", "container"]
+    assert sum(int(seconds) for _, seconds in steps) <= 40 * 60
+
+
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text("utf-8"))
