@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline.surgery.analysis import Analysis, leaves
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.gradients import Step, check_step, keep_what_learns, step_of
-from pipeline.surgery.plan import Compact
+from pipeline.surgery.plan import Compact, plan_before
 from pipeline.surgery.rebuild import cut_tensor
 from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.shrink import cut_of, finish
@@ -66,6 +66,9 @@ def shrink_training(
     state, its scheduler the same position. Raises UserError where the network does something else in training mode
     that a graph cannot hold, where the law does not hold (`verify`), or where optimizer state cannot be sliced.
     """
+    before = plan_before(model)
+    if before is not None and before.residual == "untied":
+        residual = "untied"  # as in `shrink`: one plan against the first network holds both cuts
     dense = step_of(model, batch)
     analysis, choice, cut = _cut_what_rests(model, batch, dense, dead, align, residual)
     compact = finish(model, analysis, choice, cut, verify=verify)

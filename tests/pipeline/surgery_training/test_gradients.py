@@ -132,6 +132,30 @@ def test_alignment_keeps_dead_channels() -> None:
     assert resumed.step_rel_diff is not None and resumed.step_rel_diff < 1e-9
 
 
+class Adding(nn.Module):
+    """x + relu(bn(conv(x))) on a stream of 8: a branch's zeros can go while the stream's channel lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.bn = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.head = nn.Sequential(*head(8))
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.stem(x))
+        return self.head(x + F.relu(self.bn(self.conv(x))))
+
+
+def test_an_untied_stream_goes_branch_by_branch() -> None:
+    torch.manual_seed(0)
+    model = Adding()
+    kill(model, {"bn": [2, 4]})
+    assert widths(resume(model, image())) == {"stem": 8, "conv": 8}
+    untied = resume(model, image(), residual="untied")
+    assert widths(untied) == {"stem": 8, "conv": 6} and untied.step_rel_diff is not None
+    again = shrink_training(untied.compact.model, (image(),), untied.optimizer)
+    assert again.compact.plan.residual == "untied" and widths(again) == widths(untied)
+
+
 def test_dropout_batch_norm_and_frozen_modules_go_on() -> None:
     model = residual(dropout=0.5)
     x = batches(1)[0][0]
