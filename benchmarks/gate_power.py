@@ -1,11 +1,10 @@
-"""How often the latency comparison is right where the truth is known: a network against itself, and against itself
-slowed.
+"""How often the latency comparison is right where the truth is known: a network against itself and slowed copies.
 
     python -m benchmarks.gate_power --comparisons 200 --out benchmarks/results/gate_power.cpu.json
 
 A slowed copy works on after each launch for 5 or 10 % of the time that launch took (and the few microseconds of doing
-so, which for a network of 50 us are some percent more). Each comparison opens its own two
-sessions. With c comparisons, c are made without slowing and c / 2 for each slowing, at every batch size.
+so, which for a network of 50 us are some percent more). Each comparison opens its own two sessions. With c comparisons,
+c are made without slowing and c / 2 for each slowing, at every batch size.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from runtime.device import conditions
 Verdict = Literal["faster", "not distinguishable", "slower"]
 Clock = Callable[[], int]
 
-MIN_EFFECT = 0.02
+MIN_EFFECT = 0.03
 MAX_BLOCKS = 3000
 MAX_SAMPLES = 2000  # samples a report carries
 _SHORTEST_NS = 50_000  # a timed sample lasts at least this long
