@@ -18,10 +18,8 @@ from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
 
-PATH_DROPS = (
-    "StochasticDepth",
-    "DropPath",
-)  # torchvision's and timm's; kept as modules, for training goes on with them
+# torchvision's and timm's; they stay modules, so that a compact network goes on training with them
+PATH_DROPS = ("StochasticDepth", "DropPath")
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
