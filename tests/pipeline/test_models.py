@@ -40,6 +40,11 @@ def test_demo_resnet_is_seven_convolutions_and_two_projections() -> None:
     norms = 2 * (32 + 32 + 32 + 3 * 64 + 3 * 128)
     assert parameters(model) == convs + norms + 128 * 10 + 10
     assert widths(made("demo:resnet", GREY, width=8, blocks=2), 3) == [8] * 5 + [16] * 4 + [32] * 4
+    sides: list[int] = []
+    for stage in ("layer1", "layer2", "layer3"):
+        model.get_submodule(stage).register_forward_hook(lambda _m, _i, y: sides.append(y.shape[-1]))
+    model(torch.zeros(2, *GREY))
+    assert sides == [8, 4, 2]
 
 
 @pytest.mark.parametrize(

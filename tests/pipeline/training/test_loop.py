@@ -193,3 +193,28 @@ def test_a_network_with_several_outputs_in_training_is_refused(tmp_path: Path) -
     with pytest.raises(UserError, match="answers with tuple while it trains") as caught:
         made(tmp_path, config.Training(), Two()).run()
     assert "aux_logits" in caught.value.remedy
+
+
+def test_each_epoch_has_its_own_order_and_random_state(tmp_path: Path) -> None:
+    """What an epoch draws depends on its number alone, not on what earlier ones drew."""
+
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+            self.seen: list[tuple[float, float]] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen.append((float(torch.rand(())), float(x[:200].sum())))
+            y: Tensor = self.linear(x.flatten(1))
+            return y
+
+    many, few = Draws(), Draws()
+    made(tmp_path, config.Training(epochs=2, batch_size=200), many).run()
+    made(tmp_path, config.Training(epochs=2, batch_size=600), few).run()
+    assert (len(many.seen), len(few.seen)) == (14, 4)
+    assert many.seen[0] == few.seen[0]
+    assert many.seen[7] == few.seen[2]
+    assert many.seen[0][0] != many.seen[7][0]
+    assert many.seen[0][1] != many.seen[7][1]

@@ -82,6 +82,17 @@ def test_sigma_follows_the_same_one_cycle() -> None:
     assert moved[2] < moved[0] < moved[1]
 
 
+def test_every_step_has_its_own_noise() -> None:
+    model, method = made()
+    drawn = []
+    for step in (30, 30, 31):
+        before = model.conv2.weight.detach().clone()
+        method.after_step(step)
+        drawn.append(model.conv2.weight.detach() - before)
+    assert torch.allclose(drawn[0], drawn[1], atol=1e-6)
+    assert not torch.allclose(drawn[0], drawn[2], atol=1e-3)
+
+
 def test_noise_leaves_exactly_the_dead_channels_untouched() -> None:
     model, _ = made()
     noise = Noise(model)
