@@ -95,8 +95,8 @@ def line(
     yield demp
     cut = work.stage(
         "30-surgery",
-        partial(steps.surgery, config, images, demp, progress),
-        inputs={"surgery": tree["surgery"]},
+        partial(steps.surgery, config, images, demp, order.device, progress),
+        inputs={"surgery": tree["surgery"]} | _timed_in_surgery(config, order),
         upstream=[demp],
         code=1,
         versions=libraries("torch"),
@@ -232,6 +232,14 @@ def write_config(config: Config, folder: Path) -> None:
     text, path = HEADER + dump_config(config), folder / CONFIG
     if not path.is_file() or path.read_bytes() != text.encode():
         files.write_text(path, text)
+
+
+def _timed_in_surgery(config: Config, order: Order) -> dict[str, Any]:
+    """What `align: auto` depends on beside the network."""
+    if config.surgery.align != "auto":
+        return {}
+    timing = config.check.model_dump(mode="json", include={"gate_batch", "threads", "time_limit_s"})
+    return {"timing": timing, "machine": machine.fingerprint(), "device": order.device}
 
 
 def _gpu() -> str | None:

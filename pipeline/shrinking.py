@@ -14,9 +14,13 @@ from pipeline.config import Config
 from pipeline.data import Dataset, Split
 from pipeline.models import build
 from pipeline.progress import Progress
-from pipeline.surgery import Anatomy, Compact, Source, save_compact, shrink
+from pipeline.surgery import Anatomy, Compact, Source, save_compact
+from pipeline.surgery.align import cut_aligned, timing_of
+from pipeline.surgery.law import fresh_inputs
 from pipeline.surgery.plan import example_of
+from pipeline.surgery.shrink import finish
 from pipeline.surgery.stage import BATCH, confirm, cut_network
+from pipeline.surgery.trace import trace
 from pipeline.training.census import census
 from runtime.errors import UserError
 
@@ -71,17 +75,19 @@ def _cut(
 ) -> tuple[Compact, float | None]:
     """The compact network, and its largest fp32 difference over the test split where there is data."""
     section = settings.surgery
+    timing = timing_of(settings.check, "auto")
     if images is None:
-        compact = shrink(
-            network,
-            example_of(shape),
-            align=section.align,
-            residual=section.residual,
-            tolerance=section.law_tolerance,
+        example = example_of(shape)
+        samples = fresh_inputs(example, 8, settings.seed)[0]
+        traced = trace(network, example)
+        analysis, choice, cut, alignment = cut_aligned(
+            traced, None, section.align, section.residual, samples, timing, progress.note
         )
+        compact = finish(network, analysis, choice, cut, tolerance=section.law_tolerance)
+        compact.certificate["alignment"] = alignment
         return compact, None
     dead, confirmation = _dead(network, shape, images, progress)
-    compact, difference = cut_network(section, network, images, dead)
+    compact, difference = cut_network(section, network, images, dead, timing, progress)
     compact.certificate["confirmation"] = confirmation
     compact.certificate["max_abs_diff_fp32"] = difference
     return compact, difference

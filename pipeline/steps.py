@@ -69,7 +69,8 @@ def training_bytes(config: Config, data: Data) -> int:
     return 2**20 + sum(sizes)
 
 
-def surgery(config: Config, data: Data, trained: Done, progress: Progress, out: Path) -> Cut:
+def surgery(config: Config, data: Data, trained: Done, device: DeviceName, progress: Progress, out: Path) -> Cut:
+    from pipeline.surgery.align import timing_of
     from pipeline.surgery.stage import cut
     from pipeline.training.stage import Trained
 
@@ -79,6 +80,7 @@ def surgery(config: Config, data: Data, trained: Done, progress: Progress, out: 
         data(),
         trained.result(Trained),
         threads=config.threads,
+        timing=timing_of(config.check, device),
         out=out,
         progress=progress,
     )

@@ -14,10 +14,11 @@ from pipeline import config
 from pipeline.data import Dataset, Split
 from pipeline.models import build, load_weights
 from pipeline.progress import Progress
+from pipeline.surgery.align import Timing, cut_aligned
 from pipeline.surgery.anatomy import Anatomy
 from pipeline.surgery.law import Held, anything_held
 from pipeline.surgery.plan import CERTIFICATE, PLAN, WEIGHTS, Compact, Source, example_of, save_compact
-from pipeline.surgery.shrink import cut_of, finish
+from pipeline.surgery.shrink import finish
 from pipeline.training.census import load_census
 from pipeline.training.stage import Trained
 
@@ -47,10 +48,11 @@ def cut(
     trained: Trained,
     *,
     threads: int,
+    timing: Timing,
     out: Path,
     progress: Progress,
 ) -> Cut:
-    """Cut the trained network into `out`. Raises UserError where the law does not hold."""
+    """Cut the trained network into `out`; `timing` is for `align: auto`. UserError where the law does not hold."""
     torch.set_num_threads(threads)
     fresh = model.model_copy(update={"weights": None})
     network = build(fresh, num_classes=len(data.names), input_shape=data.input_shape)
@@ -62,7 +64,7 @@ def cut(
         progress.start("surgery: confirming the census", len(data.train))
         dead, confirmation = confirm(Anatomy(network, example), load_census(trained.census), data.train, progress)
     source = Source(name=model.name, args=dict(model.args), num_classes=len(data.names), input_shape=data.input_shape)
-    compact, worst = cut_network(section, network, data, dead)
+    compact, worst = cut_network(section, network, data, dead, timing, progress)
     compact.certificate["confirmation"] = confirmation
     compact.certificate["max_abs_diff_fp32"] = worst
     save_compact(compact, out, source)
@@ -75,15 +77,23 @@ def cut(
 
 
 def cut_network(
-    section: config.Surgery, network: nn.Module, data: Dataset, dead: Mapping[str, Tensor] | None
+    section: config.Surgery,
+    network: nn.Module,
+    data: Dataset,
+    dead: Mapping[str, Tensor] | None,
+    timing: Timing,
+    progress: Progress,
 ) -> tuple[Compact, float]:
     """The compact network, and its largest fp32 difference from dense-with-removed-held over the test split."""
     from pipeline.surgery.trace import trace
 
     traced = trace(network, example_of(data.input_shape))
-    analysis, choice, cut = cut_of(traced, dead, align=section.align, residual=section.residual)
     real = [(x,) for x in _few(data.test, (4, 7))]
+    analysis, choice, cut, alignment = cut_aligned(
+        traced, dead, section.align, section.residual, real[-1][0], timing, progress.note
+    )
     compact = finish(network, analysis, choice, cut, real=real, tolerance=section.law_tolerance)
+    compact.certificate["alignment"] = alignment
     names = {n.name: n for n in traced.module.graph.nodes}
     reference: Any = Held(traced.module, cut, names).run if anything_held(cut) else network
     return compact, _largest_difference(reference, compact.model, data.test)
