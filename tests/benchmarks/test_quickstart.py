@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quickstart import points_of, promises
+from benchmarks.quickstart import main, points_of, promises, wait_for_quiet
+from runtime.errors import EXIT_USAGE, UserError
 
 
 def report() -> dict[str, Any]:
@@ -16,7 +17,11 @@ def report() -> dict[str, Any]:
 
     def latency(dense: float, compact: float) -> dict[str, Any]:
         speedup = {"ratio": dense / compact, "ci95": [dense / compact - 0.25, dense / compact + 0.25]}
-        return {"dense": {"p50_ms": dense}, "compact": {"p50_ms": compact}, "speedup": speedup}
+        return {
+            "dense": {"p50_ms": dense, "best_ms": dense / 2},
+            "compact": {"p50_ms": compact, "best_ms": compact / 2},
+            "speedup": speedup,
+        }
 
     return {
         "models": {"dense": model(0.99, 1_000_000), "compact": model(0.985, 400_000)},
@@ -39,7 +44,9 @@ def test_points_of_a_report() -> None:
         "onnx_kib": 500_000 / 1024,
         "training_s": 3.0,
         "batch_1_p50_ms": 1.0,
+        "batch_1_best_ms": 0.5,
         "batch_32_p50_ms": 4.0,
+        "batch_32_best_ms": 2.0,
     }
     assert (compact["dead_channels_pct"], compact["macs_of_dense_pct"], compact["run_s"]) == (50.0, 40.0, 60.0)
     assert compact["accuracy_drop_pp"] == pytest.approx(0.5)
@@ -67,3 +74,16 @@ def test_each_promise_can_be_broken(figure: str, value: float, broken: str) -> N
     assert all(promises(points).values())
     points[1][figure] = value
     assert [text for text, whether in promises(points).items() if not whether] == [broken]
+
+
+def test_a_busy_machine_is_waited_for_and_then_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = iter([80.0, 60.0, 4.0])
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: next(shares))
+    assert wait_for_quiet(10.0, patience_s=60.0) == 4.0
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 80.0)
+    with pytest.raises(UserError, match="other programs keep 80 % of the processor busy; at most 10 %"):
+        wait_for_quiet(10.0, patience_s=0.0)
+    assert main(["--patience-s", "0"]) == EXIT_USAGE
+    assert capsys.readouterr().err.startswith("error: other programs keep 80 %")
