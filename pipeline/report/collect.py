@@ -69,15 +69,21 @@ def _models(check: Json | None, surgery: Json) -> dict[str, Json]:
 def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
     names = ("channels_before", "channels_dead", "channels_after", "max_abs_diff")
     if certificate is None or record is None:
-        reasons = dict.fromkeys((*names, "evidence", "confirmation", "law"), f"stage {SURGERY} was not run")
+        reasons = dict.fromkeys(
+            (*names, "evidence", "confirmation", "law", "alignment"), f"stage {SURGERY} was not run"
+        )
         return {**dict.fromkeys(reasons), "layers": [], "folded": [], "frozen": [], "reasons": reasons}
     groups = certificate["groups"]
-    unasked = {"law": "the cut was asked not to check it", "confirmation": "no census was taken"}
+    unasked = {
+        "law": "the cut was asked not to check it",
+        "confirmation": "no census was taken",
+        "alignment": "surgery.align is set, so nothing was tried",
+    }
     return {
         **{f"channels_{when}": certificate["channels"][when] for when in ("before", "dead", "after")},
         "max_abs_diff": record["result"]["max_abs_diff"],
         "evidence": {kind: sum(group[kind] for group in groups) for kind in ("by_proof", "by_measurement")},
-        **{name: certificate[name] for name in ("confirmation", "law", "layers", "folded", "frozen")},
+        **{name: certificate[name] for name in ("confirmation", "law", "layers", "folded", "frozen", "alignment")},
         "reasons": {name: why for name, why in unasked.items() if certificate[name] is None},
     }
 

@@ -15,7 +15,7 @@ from pipeline.files import write_text
 
 from . import numbers, pictures, view
 from .collect import DEMP, DENSE, ENGINE, collect
-from .schema import EngineFile, Report, Speedup
+from .schema import Candidate, EngineFile, Report, Speedup
 
 HERE = Path(__file__).parent
 MARKDOWN = str.maketrans(
@@ -57,7 +57,7 @@ def environment() -> jinja2.Environment:
     for form in (numbers.percent, numbers.points, numbers.count, numbers.binary, numbers.milliseconds, numbers.seconds,
                  numbers.small, numbers.plain):  # fmt: skip
         pages.filters[form.__name__] = form
-    pages.filters |= {"interval": interval, "measured": measured}
+    pages.filters |= {"interval": interval, "measured": measured, "rounds": rounds}
     pages.filters["md"] = lambda text: str(text).translate(MARKDOWN)
     return pages
 
@@ -90,6 +90,7 @@ def context(source: view.Source) -> dict[str, Any]:
         "checked": bool(report.verdict.gates),
         "engines_done": any(stage.folder == ENGINE and stage.status == "done" for stage in report.stages),
         "certificate": view.certificate(report),
+        "alignment": tried(report),
         "environment": list(_rows(report.environment)),
         "training_picture": pictures.training_picture(source),
         "accuracy_picture": pictures.accuracy_picture(report),
@@ -100,6 +101,20 @@ def context(source: view.Source) -> dict[str, Any]:
 def interval(speedup: Speedup) -> str:
     """`1.98x (1.95 to 2.01)`."""
     return f"{numbers.ratio(speedup.ratio)} {numbers.between(*speedup.ci95)}"
+
+
+def rounds(row: Candidate) -> str:
+    """`0.92 ms (0.90 to 0.95)`."""
+    low, high = row.p50_ms_low, row.p50_ms_high
+    return numbers.milliseconds(row.p50_ms) + (
+        f" {numbers.between(low, high)}" if low is not None and high is not None else ""
+    )
+
+
+def tried(report: Report) -> list[Candidate]:
+    """The alignments that were timed; [] where none was."""
+    alignment = report.surgery.alignment
+    return alignment.candidates if alignment is not None and alignment.backend is not None else []
 
 
 def measured(engine: EngineFile) -> str:

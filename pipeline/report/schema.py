@@ -98,6 +98,27 @@ class Confirmation(Part):
     approximate: list[str] = Field(description="Activations other than ReLU, where a measured death is not exactly 0.")
 
 
+class Candidate(Part):
+    """One choice of `align: auto`; p50 over all rounds, its lowest and highest, None where nothing was timed."""
+
+    align: str
+    channels: int
+    p50_ms: float | None
+    p50_ms_low: float | None
+    p50_ms_high: float | None
+    chosen: bool
+
+
+class Alignment(Part):
+    """What each alignment would have cost, timed where the cut was made; `backend` is None where nothing was timed."""
+
+    backend: str | None
+    device: str
+    threads: int
+    batch: int
+    candidates: list[Candidate]
+
+
 class Folded(Part):
     layer: str
     bias: str
@@ -122,6 +143,7 @@ class Surgery(Reasoned):
     law: Law | None
     layers: list[Layer]
     folded: list[Folded] = Field(description="Layers whose bias took up constant channels.")
+    alignment: Alignment | None
     frozen: list[Frozen] = Field(description="Channels that could not be cut, where and why.")
 
 

@@ -179,7 +179,38 @@ def test_certificate_without_a_law_or_with_another_activation_says_so(tmp_path: 
     text = section(page(folder).text, "Certificate of the cut")
     assert "Law in float64not checked: the cut was asked not to check it" in text
     assert "Approximategelu: dead channels reach 0.17 there, not 0" in text
-    assert document(folder)["surgery"]["reasons"] == {"law": "the cut was asked not to check it"}
+    assert document(folder)["surgery"]["reasons"]["law"] == "the cut was asked not to check it"
+
+
+def test_alignments_that_were_timed_are_listed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rows = [
+        {
+            "align": "1",
+            "channels": 267,
+            "p50_ms": 10.02,
+            "p50_ms_low": 9.9,
+            "p50_ms_high": 10.1,
+            "rounds": 3,
+            "chosen": False,
+        },
+        {
+            "align": "16, 32",
+            "channels": 288,
+            "p50_ms": 0.92,
+            "p50_ms_low": 0.9,
+            "p50_ms_high": 0.95,
+            "rounds": 3,
+            "chosen": True,
+        },
+    ]
+    alignment = {"backend": "onnxruntime", "device": "cpu", "threads": 2, "batch": 32, "candidates": rows}
+    write_json(folder / "30-surgery" / "certificate.json", certificate() | {"alignment": alignment})
+    render(folder)
+    text = section(page(folder).text, "Alignments tried")
+    assert "onnxruntime on cpu, 2 threads, batch 32" in text
+    assert "16, 322880.920 ms (0.90 to 0.95)chosen" in text and text.count("chosen") == 1
+    assert [row["chosen"] for row in document(folder)["surgery"]["alignment"]["candidates"]] == [False, True]
 
 
 def test_nothing_is_said_where_the_speed_follows_the_size(tmp_path: Path) -> None:
