@@ -76,7 +76,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}", "expected a readable file", "check its permissions") from None
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not UTF-8", "expected UTF-8 text", "save it as UTF-8") from None
 

@@ -183,6 +183,17 @@ def test_byte_order_mark_and_windows_lines_are_fine(tmp_path: Path) -> None:
     assert config.name == "x"
 
 
+def test_one_of_the_two_pressures_is_enough() -> None:
+    assert config_from_overrides(["demp.lambda_peak=0"]).demp.sigma_peak > 0
+    assert config_from_overrides(["demp.sigma_peak=0"]).demp.lambda_peak > 0
+
+
+def test_without_engines_their_limits_do_not_count() -> None:
+    config = config_from_overrides(["engine.flavour=none", "engine.targets=[]", "precision.graphs=[]"])
+    assert config.engine.precisions == ("fp32", "fp16")
+    assert config_from_overrides(["engine.flavour=none", "engine.profile.max=32"]).engine.profile.max == 32
+
+
 def test_overrides_apply_in_order_and_make_sections(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("dense: {lr: 0.2}\n")

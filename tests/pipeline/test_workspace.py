@@ -143,7 +143,7 @@ def test_redo_runs_that_stage_and_what_depends_on_other_bytes(tmp_path: Path) ->
     done, said = line(tmp_path, "10-dense")
     assert ran(done) == [True, False, False], "the same bytes from the same inputs: nothing to repeat downstream"
     assert said[0] == "10-dense: runs again, as asked"
-    done, said = line(tmp_path, "10-dense", first="other")
+    done, said = line(tmp_path, "10-dense", first="eno")
     assert ran(done) == [True, False, True] and "40-onnx: removed" in said[1]
 
 
@@ -265,13 +265,17 @@ CHILD = """
         "first rename": (Path, "rename", 1),
         "second rename": (Path, "rename", 2),
         "removal of the old": (files, "remove", 2 * len(workspace.STAGES) + 1),  # after those of the repair
+        "half of the old removed": (os, "unlink", 2 * len(workspace.STAGES) + 3),
     }[point]
     before(owner, name, count)
     line(folder, b=b)
 """
 
 
-@pytest.mark.parametrize("point", ["work", "record", "sync", "first rename", "second rename", "removal of the old"])
+@pytest.mark.parametrize(
+    "point",
+    ["work", "record", "sync", "first rename", "second rename", "removal of the old", "half of the old removed"],
+)
 @pytest.mark.parametrize("again", [False, True], ids=["first run", "replacing"])
 def test_kill_9_at_any_point_leaves_a_folder_the_next_run_completes(tmp_path: Path, point: str, again: bool) -> None:
     """The stage under way is lost at most: a complete one is kept, an old one that was being replaced comes back."""
