@@ -104,9 +104,12 @@ def lost(before: Labels, after: Sequence[Labels]) -> Ids:
     return np.setdiff1d(before.all_ids(), left)
 
 
-def blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+Block = tuple[list[int], list[int]]
+
+
+def blocks(source: Sequence[int], target: Sequence[int]) -> list[Block]:
     """Split both shapes into runs of axes of equal products, as short as possible."""
-    out: list[tuple[list[int], list[int]]] = []
+    out: list[Block] = []
     i = j = 0
     while i < len(source) or j < len(target):
         ins, outs = ([i] if i < len(source) else []), ([j] if j < len(target) else [])
@@ -123,12 +126,13 @@ def blocks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int]
     return out
 
 
-def reshape(x: Labels, target: tuple[int, ...], like: Labels | None = None) -> Labels:
-    """Row-major reshape; a field follows its elements."""
-    parts = blocks(x.shape, target)
+def reshape(
+    x: Labels, target: tuple[int, ...], like: Labels | None = None, parts: Sequence[Block] | None = None
+) -> Labels:
+    """Row-major reshape; a field follows its elements. `parts`: the blocks before the cut, when no size was 1 yet."""
     fields = []
     for f in x.fields:
-        touched = [b for b in parts if set(b[0]) & set(f.axes)]
+        touched = [b for b in parts or blocks(x.shape, target) if set(b[0]) & set(f.axes)]
         ins = [a for b in touched for a in b[0]]
         outs = [a for b in touched for a in b[1]]
         ids = _spread(f, ins, x.shape).reshape([target[a] for a in outs])

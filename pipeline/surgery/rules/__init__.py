@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.surgery.analysis import Analysis, Rule, describe
+from pipeline.surgery.analysis import Analysis, Rule, describe, leaves
 from pipeline.surgery.rules import elementwise, layers, mixing, movement, norms, plain, residual
 from pipeline.surgery.trace import PATH_DROPS
 
@@ -33,13 +33,9 @@ def rule_for(a: Analysis, node: fx.Node) -> Rule | None:
                 return None
             return elementwise.same if type(module).__name__ in PATH_DROPS else MODULES.get(type(module))
     name = describe(a, node)
-    if not any(isinstance(a.env[n], tuple | dict) or leaf_tensor(n) for n in node.all_input_nodes):
+    if not any(leaves(a.env[n]) for n in node.all_input_nodes):
         return plain.number
     return FUNCTIONS.get(name) or FUNCTIONS.get(name.rstrip("_"))
-
-
-def leaf_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _plain(module: nn.Module) -> bool:

@@ -295,7 +295,9 @@ _SAME = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout con
 _SAME += "bfloat16 to type type_as interpolate upsample adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
 _SAME += "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d max_pool2d max_pool3d cpu "
 _SAME += "cuda requires_grad "
-_STRICT = ("add sub rsub pow maximum minimum true_divide iadd isub fmod remainder atan2 hypot").split()
+_STRICT = (
+    "gt lt ge le eq ne add sub rsub pow maximum minimum true_divide iadd isub fmod remainder atan2 hypot"
+).split()
 
 MODULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((*ACTIVATION_MODULES, *GATE_MODULES), unary),

@@ -81,6 +81,10 @@ def mix(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> Result:
         a.ledger.equal_rows(rows.reshape(w.groups, -1))
     elif columns is not None and a.uses[a.canonical(w.weight)] > 1:
         a.freeze(node, "reads a tensor that cannot be cut", columns)
+    if w.groups > 1 and a.uses[a.canonical(w.weight)] > 1:
+        a.freeze(
+            node, "a grouped weight that is used more than once", rows if incoming is None else np.r_[incoming, rows]
+        )
     constants, measured = _outgoing(a, w, incoming)
     out = a.ledger.fresh(constants, measured)
     a.ledger.tie(out, rows)

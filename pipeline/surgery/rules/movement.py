@@ -172,12 +172,12 @@ def reshape(a: Analysis, node: fx.Node) -> Result | None:
     target = tuple(node.meta["val"].shape)
     out = lb.reshape(x, target)
     a.freeze(node, "a single channel is left", lb.lost(x, [out]))
-    shrink = _shrinking(a, node, x, target, out)
+    shrink, parts = _shrinking(a, node, x, target, out), lb.blocks(full, target)
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])
         sizes = _target(cut, source, full, target, shrink)
-        made = lb.reshape(source, sizes, out)
+        made = lb.reshape(source, sizes, out, parts)
         _same_rows(out, made, shrink)
         if name in ("view", "reshape") and sizes != target:
             given = _sizes(node)
@@ -208,13 +208,9 @@ def _same_rows(full: Labels, made: Labels, shrink: dict[int, int]) -> None:
     for f in made.fields:
         old = full.at(f.axes[0])
         assert old is not None
+        before = np.unravel_index(lb.positions(old.ids.ravel(), f.ids.ravel()), old.ids.shape)
         for i, axis in enumerate(f.axes):
-            if axis in shrink.values() or old.ids.shape[i] != f.ids.shape[i]:
-                continue
-            order = np.argsort(old.ids, axis=None)
-            owner = np.indices(old.ids.shape)[i].ravel()[order]
-            at = np.searchsorted(old.ids.ravel()[order], f.ids)
-            if (owner[np.minimum(at, len(owner) - 1)] != np.indices(f.ids.shape)[i]).any():
+            if axis not in shrink.values() and (before[i] != np.indices(f.ids.shape)[i].ravel()).any():
                 raise LayoutError("channels would change rows", f.ids)
 
 
@@ -344,7 +340,7 @@ def _pad_channels(
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])
-        before, after = left[cut.kept(left)], right[cut.kept(right)]
+        before, after = left[cut.keep[left]], right[cut.keep[right]]
         at = 2 * (len(shape) - 1 - axis)
         cut.rewrite(
             node,
@@ -363,12 +359,12 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.PixelShuffle: pixel_shuffle,
     nn.PixelUnshuffle: pixel_unshuffle,
 }
-from pipeline.surgery.rules import pieces  # noqa: E402  (pieces builds on `moved`)
+from pipeline.surgery.rules import indexing, pieces  # noqa: E402  (pieces builds on `moved`)
 
 FUNCTIONS: dict[str, Rule] = {
     "permute": permute, "transpose": transpose, "swapaxes": transpose, "swapdims": transpose, "t": transposed,
     "squeeze": squeeze, "unsqueeze": unsqueeze, "flip": flip, "roll": roll,
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as"), reshape),
     "expand": expand, "expand_as": expand, "repeat": repeat, "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle, "pad": pad, **pieces.FUNCTIONS,
+    "pixel_unshuffle": pixel_unshuffle, "pad": pad, **pieces.FUNCTIONS, **indexing.FUNCTIONS,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Taking tensors apart and putting them together: split, chunk, unbind, indexing, cat, stack."""
+"""Taking tensors apart and putting them together: split, chunk, unbind, cat, stack."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def split(a: Analysis, node: fx.Node) -> Result | None:
 
     def recast(cut: Cut) -> Any:
         source = cut.value(node.args[0])
-        which = np.searchsorted(ends, _along(x, source, axis), side="right")
+        which = np.searchsorted(ends, along(x, source, axis), side="right")
         places = [np.flatnonzero(which == i) for i in range(len(sizes))]
         for piece, place in zip(pieces, places, strict=True):
             if not len(place):
@@ -54,7 +54,7 @@ def split(a: Analysis, node: fx.Node) -> Result | None:
     return tuple(pieces), recast
 
 
-def _along(full: Labels, kept: Labels, axis: int) -> Ids:
+def along(full: Labels, kept: Labels, axis: int) -> Ids:
     """For each entry left on `axis`, where it stood before."""
     f = full.at(axis)
     if f is None:
@@ -79,7 +79,7 @@ def unbind(a: Analysis, node: fx.Node) -> Result | None:
 
     def recast(cut: Cut) -> Any:
         source = cut.value(node.args[0])
-        _along(x, source, axis)
+        along(x, source, axis)
         return tuple(_select(source, axis, i, pieces[i]) for i in range(count))
 
     return pieces, recast
@@ -89,136 +89,6 @@ def _select(x: Labels, axis: int, index: int, like: Labels) -> Labels:
     """`x.select(axis, index)` in labels; `like` is the result before the cut."""
     taken = lb.take(x, axis, np.array([index]), like=lb.unsqueeze(like, axis))
     return lb.squeeze(taken, axis)
-
-
-def getitem(a: Analysis, node: fx.Node) -> Result | None:
-    """Indexing of a tuple of tensors, or of a tensor by ints, slices, None and Ellipsis."""
-    x, index = a.value(node.args[0]), a.value(node.args[1])
-    if not isinstance(x, Labels):
-        return x[index], lambda cut: cut.value(node.args[0])[cut.value(node.args[1])]
-    steps = _steps(index, len(x.shape))
-    if steps is None:
-        return None
-    out = _apply(x, steps, None)
-    a.freeze(node, "a single channel is taken out", lb.lost(x, [out]))
-
-    def recast(cut: Cut) -> Any:
-        source = cut.value(node.args[0])
-        _rewrite_index(cut, node, x, source, steps)
-        return _apply_kept(x, source, steps, out)
-
-    return out, recast
-
-
-def _steps(index: Any, rank: int) -> list[Any] | None:
-    """One entry per source axis or inserted axis: an int, a slice or None; None for anything else."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    if any(not (i is None or i is Ellipsis or isinstance(i, int | slice)) or isinstance(i, bool) for i in items):
-        return None
-    used = sum(i is not None and i is not Ellipsis for i in items)
-    fill = [slice(None)] * (rank - used)
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        return [*items[:at], *fill, *items[at + 1 :]]
-    return [*items, *fill]
-
-
-def _apply(x: Labels, steps: Sequence[Any], like: Labels | None) -> Labels:
-    axis = 0
-    for step in steps:
-        if step is None:
-            x, axis = lb.unsqueeze(x, axis), axis + 1
-        elif isinstance(step, int):
-            x = lb.squeeze(lb.take(x, axis, np.array([step % x.shape[axis]]), like), axis)
-        else:
-            x, axis = lb.take(x, axis, np.arange(x.shape[axis])[step], like), axis + 1
-    return x
-
-
-def _apply_kept(full: Labels, kept: Labels, steps: Sequence[Any], out: Labels) -> Labels:
-    """The same elements, by their old places; fields are those of `out`."""
-    fields, shape, source = [], [], 0
-    for step in steps:
-        if step is None:
-            shape.append(1)
-            continue
-        along = _along(full, kept, source)
-        wanted = np.arange(full.shape[source])[step]
-        if not isinstance(step, int):
-            shape.append(int(np.isin(along, wanted).sum()))
-        source += 1
-    for f in out.fields:
-        ids = kept.all_ids()
-        present = np.isin(f.ids, ids)
-        if len(f.axes) == 1:
-            order = {int(v): i for i, v in enumerate(ids)}
-            left = sorted(f.ids[present].tolist(), key=lambda v: order[v])
-            fields.append(Field(f.axes, np.array(left, dtype=np.int64)))
-        else:
-            counts = [shape[ax] for ax in f.axes]
-            if present.sum() != np.prod(counts):
-                raise LayoutError("indexing leaves a ragged block of channels", f.ids)
-            fields.append(Field(f.axes, f.ids[present].reshape(counts)))
-    return Labels(tuple(shape), tuple(fields))
-
-
-def _rewrite_index(cut: Cut, node: fx.Node, full: Labels, kept: Labels, steps: Sequence[Any]) -> None:
-    """Slices of a channel axis get the bounds that enclose what is left of them."""
-    new: list[Any] = []
-    source, changed = 0, False
-    for asked in steps:
-        step = asked
-        if step is None:
-            new.append(None)
-            continue
-        if isinstance(step, slice) and full.at(source) is not None and kept.shape[source] != full.shape[source]:
-            along = _along(full, kept, source)
-            inside = np.flatnonzero(np.isin(along, np.arange(full.shape[source])[step]))
-            if not len(inside) or (np.diff(inside) != 1).any() or step.step not in (None, 1):
-                raise LayoutError("a slice of channels would be empty or torn", full.all_ids())
-            step, changed = slice(int(inside[0]), int(inside[-1]) + 1), True
-        new.append(step)
-        source += 1
-    if changed:
-        raw = node.args[1]
-        given = _steps_raw(raw, len(full.shape))
-        cut.rewrite(
-            node,
-            node.target,
-            (
-                node.args[0],
-                tuple(n if isinstance(n, slice) and n != o else g for n, o, g in zip(new, steps, given, strict=True)),
-            ),
-        )
-
-
-def _steps_raw(index: Any, rank: int) -> list[Any]:
-    """`_steps` on the graph's own arguments, which may hold nodes."""
-    items = list(index) if isinstance(index, tuple) else [index]
-    used = sum(i is not None and i is not Ellipsis for i in items)
-    fill = [slice(None)] * (rank - used)
-    if any(i is Ellipsis for i in items):
-        at = next(n for n, i in enumerate(items) if i is Ellipsis)
-        return [*items[:at], *fill, *items[at + 1 :]]
-    return [*items, *fill]
-
-
-def narrow(a: Analysis, node: fx.Node) -> Result | None:
-    """`narrow` and `select` along positional axes."""
-    x = a.value(node.args[0])
-    if not isinstance(x, Labels) or len(node.args) < 3:
-        return None
-    axis = int(a.value(node.args[1])) % len(x.shape)
-    if x.at(axis) is not None:
-        return None
-    shape = tuple(node.meta["val"].shape)
-    if len(shape) < len(x.shape):
-        return lb.squeeze(x, axis), lambda cut: lb.squeeze(cut.value(node.args[0]), axis)
-
-    def resized(x: Labels) -> Labels:
-        return Labels((*x.shape[:axis], shape[axis], *x.shape[axis + 1 :]), x.fields)
-
-    return resized(x), lambda cut: resized(cut.value(node.args[0]))
 
 
 def cat(a: Analysis, node: fx.Node) -> Result | None:
@@ -313,6 +183,6 @@ def stack(a: Analysis, node: fx.Node) -> Result | None:
 
 FUNCTIONS: dict[str, Rule] = {
     "split": split, "chunk": split, "tensor_split": split, "unsafe_chunk": split, "split_with_sizes": split,
-    "unbind": unbind, "getitem": getitem, "narrow": narrow, "select": narrow,
+    "unbind": unbind,
     "cat": cat, "concat": cat, "concatenate": cat, "stack": stack,
 }  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, fx
 
 from pipeline.surgery.analysis import Analysis, Recast, Result, Rule, Value, leaves, unlabelled
-from pipeline.surgery.labels import Field, Labels
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -81,9 +82,23 @@ def _again(node: fx.Node) -> Recast:
             return _of_labels(args[0], str(node.target), *args[1:], val=node.meta["val"])
         if getattr(node.target, "__name__", "") == "getattr" and isinstance(args[0], Labels):
             return _of_labels(args[0], args[1], val=node.meta["val"])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        try:
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        except ArithmeticError as error:  # a width smaller than what the code divides it by
+            raise LayoutError(f"{node.name} cannot be computed ({error})", _widths(cut, node)) from None
 
     return recast
+
+
+def _widths(cut: Cut, node: fx.Node) -> Ids:
+    """The channels of the tensors whose sizes a number comes from."""
+    found, todo = [], list(node.all_input_nodes)
+    while todo:
+        n = todo.pop()
+        labels = leaves(cut.analysis.env[n])
+        found += [x.all_ids() for x in labels]
+        todo += [] if labels else n.all_input_nodes
+    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def _of_labels(x: Any, name: str, *args: Any, val: Any) -> Value:
