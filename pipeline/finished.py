@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,17 @@ from pipeline import contents, data, rendering, stage_record
 from pipeline.config import Config
 from pipeline.config_file import load_config
 from pipeline.progress import Progress
-from pipeline.run import CHECK, Order, Outcome, check_stage, demand_device, outcome_of, workspace_of, write_config
+from pipeline.run import (
+    CHECK,
+    Order,
+    Outcome,
+    check_stage,
+    demand_device,
+    outcome_of,
+    task_of,
+    workspace_of,
+    write_config,
+)
 from pipeline.workspace import CONFIG, STAGES, Done, is_run
 from runtime.errors import UserError
 
@@ -38,9 +46,8 @@ def check(order: Order, overrides: tuple[str, ...], progress: Progress) -> Outco
         made = {name: work.finished(name) for name in before}
         _demand_same_data(config, made["10-dense"])
         write_config(config, order.out)
-        images = functools.cache(partial(data.load, config.data))
-        read = tuple(made[name] for name in before if name != "20-demp")
-        return outcome_of(order.out, [check_stage(config, images, order, work, progress, read)], progress)
+        read = [made[name] for name in before if name != "20-demp"]
+        return outcome_of(order.out, [check_stage(work, task_of(config, order, progress), *read)], progress)
 
 
 def report(folder: Path, progress: Progress) -> Path:

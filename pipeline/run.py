@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from pipeline import contents, data, files, rendering, steps
 from pipeline.config import Config
 from pipeline.config_file import dump_config
 from pipeline.progress import Progress
+from pipeline.steps import Task
 from pipeline.workspace import CONFIG, STAGES, Done, Workspace, open_workspace
 from runtime import device as machine
 from runtime.backend import DeviceName
@@ -63,105 +64,79 @@ class Outcome:
         return {"status": self.status, **fields, "done": list(self.done), "skipped": list(self.skipped)}
 
 
-def line(
-    config: Config, content: Mapping[str, str], order: Order, work: Workspace, progress: Progress
-) -> Iterator[Done]:
-    """The stages in their order, each brought up to date when it is asked for.
-
-    `code` is the version of what a stage does: raise it when the same inputs would leave other bytes than before.
-    """
-    tree = config.model_dump(mode="json")
-    images = functools.cache(partial(data.load, config.data))
-    libraries = partial(contents.libraries, config, machine.versions())
+def line(task: Task, content: Mapping[str, str], work: Workspace) -> Iterator[Done]:
+    """The stages in their order, each brought up to date when it is asked for; `content` is `contents.of_inputs`."""
+    tree = task.config.model_dump(mode="json")
     common = {key: tree[key] for key in ("data", "model", "seed", "threads")} | {"content": content}
+    training = partial(steps.training_bytes, task)
+    stage = partial(_stage, work, task, machine.versions())
 
-    dense = work.stage(
-        "10-dense",
-        partial(steps.dense, config, images, order.device, progress),
-        inputs=common | {"dense": tree["dense"]},
-        code=1,
-        versions=libraries("torch", "numpy"),
-        needs_bytes=partial(steps.training_bytes, config, images),
-    )
+    dense = stage("10-dense", steps.dense, libraries="torch numpy", needs_bytes=training, inputs=common)
     yield dense
-    demp = work.stage(
-        "20-demp",
-        partial(steps.demp, config, images, order.device, progress),
-        inputs=common | {"demp": tree["demp"]},
-        code=1,
-        versions=libraries("torch", "numpy"),
-        needs_bytes=partial(steps.training_bytes, config, images),
-    )
+    demp = stage("20-demp", steps.demp, libraries="torch numpy", needs_bytes=training, inputs=common)
     yield demp
-    cut = work.stage(
-        "30-surgery",
-        partial(steps.surgery, config, images, demp, order.device, progress),
-        inputs={"surgery": tree["surgery"]} | _timed_in_surgery(config, order),
-        upstream=[demp],
-        code=1,
-        versions=libraries("torch"),
-        needs_bytes=partial(files.bytes_in, demp.folder),
-    )
+    cut = stage("30-surgery", steps.surgery, demp, libraries="torch", inputs=_timed_in_surgery(task))
     yield cut
-    exported = work.stage(
-        "40-onnx",
-        partial(steps.onnx, config, images, dense, cut),
-        inputs={"onnx": tree["onnx"]},
-        upstream=[dense, cut],
-        code=1,
-        versions=libraries("torch", "onnx", "onnxscript"),
-        needs_bytes=lambda: files.bytes_in(dense.folder) + files.bytes_in(cut.folder),
-    )
+    exported = stage("40-onnx", steps.onnx, dense, cut, libraries="torch onnx onnxscript")
     yield exported
-    simplified = work.stage(
-        "50-simplify",
-        partial(steps.simplify, config, images, exported),
-        inputs={"simplify": tree["simplify"]},
-        upstream=[exported],
-        code=1,
-        versions=libraries("onnx", "onnxsim"),
-        needs_bytes=partial(files.bytes_in, exported.folder),
-    )
+    simplified = stage("50-simplify", steps.simplify, exported, libraries="onnx onnxsim")
     yield simplified
-    casts = work.stage(
-        "55-precision",
-        partial(steps.precision, config, images, simplified),
-        inputs={"precision": tree["precision"]},
-        upstream=[simplified],
-        code=1,
-        versions=libraries("onnx"),
-        needs_bytes=lambda: len(config.precision.graphs) * files.bytes_in(simplified.folder),
-    )
+    casts = stage("55-precision", steps.precision, simplified, libraries="onnx")
     yield casts
-    engines = work.stage(
+    engines = stage(
         "60-engine",
-        partial(steps.engine, config, cut, simplified, casts, progress),
-        inputs={"engine": tree["engine"], "gpu": _gpu()},
-        upstream=[cut, simplified, casts],
-        code=1,
-        versions=libraries("tensorrt", "tensorrt-rtx-cu13"),
-        needs_bytes=partial(steps.engine_bytes, config, simplified),
+        steps.engine,
+        *(cut, simplified, casts),
+        libraries="tensorrt tensorrt-rtx-cu13",
+        needs_bytes=partial(steps.engine_bytes, task, simplified),
+        inputs={"gpu": _gpu()},
     )
     yield engines
-    yield check_stage(config, images, order, work, progress, (dense, cut, exported, simplified, casts, engines))
+    yield check_stage(work, task, dense, cut, exported, simplified, casts, engines)
 
 
-def check_stage(
-    config: Config, images: steps.Data, order: Order, work: Workspace, progress: Progress, made: tuple[Done, ...]
-) -> Done:
-    return work.stage(
+def check_stage(work: Workspace, task: Task, *made: Done) -> Done:
+    """Stage 70; `made` are the stages 10, 30, 40, 50, 55 and 60."""
+    return _stage(
+        work,
+        task,
+        machine.versions(),
         CHECK,
-        partial(steps.check, config, images, order.device, made, progress),
-        inputs={
-            "check": config.check.model_dump(mode="json"),
-            "machine": machine.fingerprint(),
-            "device": order.device,
-        },
-        upstream=made,
-        code=1,
-        versions=contents.libraries(
-            config, machine.versions(), "torch", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "pycuda"
-        ),
+        steps.check,
+        *made,
+        libraries="torch onnxruntime tensorrt tensorrt-rtx-cu13 pycuda",
+        needs_bytes=lambda: 0,
+        inputs={"machine": machine.fingerprint(), "device": task.device},
+    )
+
+
+def _stage(
+    work: Workspace,
+    task: Task,
+    installed: Mapping[str, str],
+    name: str,
+    step: Callable[..., object],
+    *upstream: Done,
+    libraries: str = "",
+    needs_bytes: Callable[[], int] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    code: int = 1,
+) -> Done:
+    """One stage: made from the config section of its own name, the stages before it, the `libraries` and `inputs`.
+
+    `needs_bytes`: by default what the stages before it take. `code` is the version of what the stage does: raise it
+    when the same inputs would leave other bytes than before.
+    """
+    key = name.partition("-")[2]
+    section = getattr(task.config, key).model_dump(mode="json")
+    return work.stage(
+        name,
+        partial(step, task, *upstream),
+        inputs={**(inputs or {}), key: section},
+        upstream=upstream,
+        code=code,
+        versions=contents.libraries(task.config, installed, *libraries.split()),
+        needs_bytes=needs_bytes or (lambda: sum(files.bytes_in(done.folder) for done in upstream)),
     )
 
 
@@ -173,11 +148,16 @@ def run(config: Config, order: Order, progress: Progress) -> Outcome:
     with workspace_of(config, order, progress) as work:
         write_config(config, order.out)
         stages: list[Done] = []
-        for done in line(config, content, order, work, progress):
+        for done in line(task_of(config, order, progress), content, work):
             stages.append(done)
             if done.stage == order.until:
                 break
         return outcome_of(order.out, stages, progress)
+
+
+def task_of(config: Config, order: Order, progress: Progress) -> Task:
+    """What the stages use; the data is read when a stage first asks for it."""
+    return Task(config, functools.cache(partial(data.load, config.data)), order.device, progress)
 
 
 def stage_named(name: str, option: str) -> str:
@@ -234,12 +214,12 @@ def write_config(config: Config, folder: Path) -> None:
         files.write_text(path, text)
 
 
-def _timed_in_surgery(config: Config, order: Order) -> dict[str, Any]:
+def _timed_in_surgery(task: Task) -> dict[str, Any]:
     """What `align: auto` depends on beside the network."""
-    if config.surgery.align != "auto":
+    if task.config.surgery.align != "auto":
         return {}
-    timing = config.check.model_dump(mode="json", include={"gate_batch", "threads", "time_limit_s"})
-    return {"timing": timing, "machine": machine.fingerprint(), "device": order.device}
+    timing = task.config.check.model_dump(mode="json", include={"gate_batch", "threads", "time_limit_s"})
+    return {"timing": timing, "machine": machine.fingerprint(), "device": task.device}
 
 
 def _gpu() -> str | None:

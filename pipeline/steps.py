@@ -6,7 +6,8 @@ Nothing heavy is imported before a stage runs, so a run that is up to date costs
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,108 +31,126 @@ Data = Callable[[], "Dataset"]
 """The data set, read when it is first asked for."""
 
 
-def dense(config: Config, data: Data, device: str, progress: Progress, out: Path) -> Trained:
+@dataclass(frozen=True)
+class Task:
+    """What every stage may use."""
+
+    config: Config
+    data: Data
+    device: DeviceName
+    progress: Progress
+
+
+def dense(task: Task, out: Path) -> Trained:
     from pipeline.training.stage import train_dense
 
+    config = task.config
     return train_dense(
         config.dense,
         config.model,
-        data(),
+        task.data(),
         seed=config.seed,
         threads=config.threads,
-        device=device,
+        device=task.device,
         out=out,
-        progress=progress,
+        progress=task.progress,
     )
 
 
-def demp(config: Config, data: Data, device: str, progress: Progress, out: Path) -> Trained:
+def demp(task: Task, out: Path) -> Trained:
     from pipeline.training.stage import train_demp
 
+    config = task.config
     return train_demp(
         config.demp,
         config.model,
-        data(),
+        task.data(),
         seed=config.seed,
         threads=config.threads,
-        device=device,
+        device=task.device,
         out=out,
-        progress=progress,
+        progress=task.progress,
     )
 
 
-def training_bytes(config: Config, data: Data) -> int:
+def training_bytes(task: Task) -> int:
     """What a training writes: its weights, and 1 MiB for history and census."""
     from pipeline.models import build
 
-    network = build(config.model, num_classes=len(data().names), input_shape=data().input_shape)
+    data = task.data()
+    network = build(task.config.model, num_classes=len(data.names), input_shape=data.input_shape)
     sizes: list[int] = [tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()]
     return 2**20 + sum(sizes)
 
 
-def surgery(config: Config, data: Data, trained: Done, device: DeviceName, progress: Progress, out: Path) -> Cut:
+def surgery(task: Task, trained: Done, out: Path) -> Cut:
     from pipeline.surgery.align import timing_of
     from pipeline.surgery.stage import cut
     from pipeline.training.stage import Trained
 
+    config = task.config
     return cut(
         config.surgery,
         config.model,
-        data(),
+        task.data(),
         trained.result(Trained),
         threads=config.threads,
-        timing=timing_of(config.check, device),
+        timing=timing_of(config.check, task.device),
         out=out,
-        progress=progress,
+        progress=task.progress,
     )
 
 
-def onnx(config: Config, data: Data, trained: Done, cut: Done, out: Path) -> Exported:
+def onnx(task: Task, trained: Done, cut: Done, out: Path) -> Exported:
     from pipeline.exporting import export_graphs, samples_of
 
+    data = task.data()
     metadata = {
-        "demport.model": config.model.name,
-        "demport.classes": json.dumps(list(data().names)),
-        "demport.mean": json.dumps(list(data().mean)),
-        "demport.std": json.dumps(list(data().std)),
-        "demport.scale": json.dumps(data().scale),
+        "demport.model": task.config.model.name,
+        "demport.classes": json.dumps(list(data.names)),
+        "demport.mean": json.dumps(list(data.mean)),
+        "demport.std": json.dumps(list(data.std)),
+        "demport.scale": json.dumps(data.scale),
     }
-    pair = dense_network(config, data(), trained), compact_network(cut)
-    return export_graphs(config.onnx, *pair, samples_of(data().test), metadata, out)
+    pair = dense_network(task, trained), compact_network(cut)
+    return export_graphs(task.config.onnx, *pair, samples_of(data.test), metadata, out)
 
 
-def simplify(config: Config, data: Data, exported: Done, out: Path) -> SimplifiedGraphs:
+def simplify(task: Task, exported: Done, out: Path) -> SimplifiedGraphs:
     from pipeline.exporting import Exported, samples_of, simplify_graphs
 
-    return simplify_graphs(config.simplify, exported.result(Exported), samples_of(data().test), out)
+    return simplify_graphs(task.config.simplify, exported.result(Exported), samples_of(task.data().test), out)
 
 
-def precision(config: Config, data: Data, simplified: Done, out: Path) -> CastGraphs:
+def precision(task: Task, simplified: Done, out: Path) -> CastGraphs:
     from pipeline.exporting import SimplifiedGraphs, cast_graphs, samples_of
 
-    return cast_graphs(config.precision, simplified.result(SimplifiedGraphs), samples_of(data().test), out)
+    graphs = simplified.result(SimplifiedGraphs)
+    return cast_graphs(task.config.precision, graphs, samples_of(task.data().test), out)
 
 
-def engine(config: Config, cut: Done, simplified: Done, casts: Done, progress: Progress, out: Path) -> Engines:
+def engine(task: Task, cut: Done, simplified: Done, casts: Done, out: Path) -> Engines:
     from pipeline.exporting import CastGraphs, SimplifiedGraphs, build_engines
 
     graphs = simplified.result(SimplifiedGraphs), casts.result(CastGraphs)
-    return build_engines(config.engine, *graphs, sha256(cut.folder / "plan.json"), out, progress)
+    return build_engines(task.config.engine, *graphs, sha256(cut.folder / "plan.json"), out, task.progress)
 
 
-def engine_bytes(config: Config, simplified: Done) -> int:
+def engine_bytes(task: Task, simplified: Done) -> int:
     """What the engines take: each about as much as its graph in fp32."""
-    if config.engine.flavour == "none":
+    section = task.config.engine
+    if section.flavour == "none":
         return 0
-    return bytes_in(simplified.folder) * len(config.engine.targets) * len(config.engine.precisions)
+    return bytes_in(simplified.folder) * len(section.targets) * len(section.precisions)
 
 
-def dense_network(config: Config, data: Dataset, trained: Done) -> nn.Module:
+def dense_network(task: Task, trained: Done) -> nn.Module:
     """The dense network with its trained weights, in eval mode on the CPU."""
     from pipeline.models import build, load_weights
     from pipeline.training.stage import Trained
 
-    fresh = config.model.model_copy(update={"weights": None})
+    data = task.data()
+    fresh = task.config.model.model_copy(update={"weights": None})
     network = build(fresh, num_classes=len(data.names), input_shape=data.input_shape)
     load_weights(network, trained.result(Trained).weights)
     return network.eval()
@@ -145,19 +164,12 @@ def compact_network(cut: Done) -> nn.Module:
 
 
 def check(
-    config: Config,
-    data: Data,
-    device: DeviceName,
-    made: Sequence[Done],
-    progress: Progress,
-    out: Path,
+    task: Task, trained: Done, cut: Done, exported: Done, simplified: Done, casts: Done, engines: Done, out: Path
 ) -> Checked:
-    """`made`: the stages 10, 30, 40, 50, 55 and 60."""
     from pipeline import check as stage
     from pipeline.exporting import CastGraphs, Engines, Exported, Role, SimplifiedGraphs
     from pipeline.surgery.stage import Cut
 
-    trained, cut, exported, simplified, casts, engines = made
     first, second, lower = exported.result(Exported), simplified.result(SimplifiedGraphs), casts.result(CastGraphs)
     graphs: dict[str, dict[Role, Path]] = {
         "onnx": {"dense": first.dense.path, "compact": first.compact.path},
@@ -165,14 +177,14 @@ def check(
         **{name: {"dense": lower.dense[name].path, "compact": lower.compact[name].path} for name in lower.dense},
     }
     return stage.check(
-        config.check,
-        dense=dense_network(config, data(), trained),
+        task.config.check,
+        dense=dense_network(task, trained),
         compact=compact_network(cut),
         graphs=graphs,
         engines=engines.result(Engines).engines,
-        test=data().test,
+        test=task.data().test,
         max_abs_diff=cut.result(Cut).max_abs_diff,
-        device=device,
+        device=task.device,
         out=out,
-        progress=progress,
+        progress=task.progress,
     )

@@ -131,6 +131,15 @@ def test_precision_depends_on_its_own_section(line: Line) -> None:
     assert line(*off, "precision.graphs=[]").done == ()
 
 
+def test_a_cut_chosen_by_timing_depends_on_how_and_where_it_was_timed(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line("surgery.align=auto")
+    assert set(line("surgery.align=auto", "check.threads=1").done) == AFTER_DEMP - {DEMP}
+    monkeypatch.setattr(device, "fingerprint", lambda: "other")
+    assert set(line("surgery.align=auto", "check.threads=1").done) == AFTER_DEMP - {DEMP}
+
+
 @pytest.mark.parametrize(
     ("patch", "expected"),
     [
