@@ -41,6 +41,15 @@ def _absolute(weight: Tensor, w: Weights) -> Tensor:
     return flat if w.out_axis == 0 else flat.t()
 
 
+def _rows(weight: Tensor, w: Weights) -> Tensor:
+    """The weight as (out, in / groups, taps)."""
+    weight = weight.detach()
+    if w.out_axis == 1:
+        weight = weight.transpose(0, 1)
+        weight = torch.cat(weight.chunk(w.groups, 1)) if w.groups > 1 else weight
+    return weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+
+
 def _reach(weight: Tensor, w: Weights) -> Tensor:
     """Whether any tap of the kernel is non-zero, (out, in / groups)."""
     flat = weight.detach()
@@ -118,18 +127,24 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
         if w.out_axis == 1 and w.groups > 1:
             still = np.tile(still, w.groups)
         return np.where(still, bias, np.nan), False
-    steady = np.isfinite(known) & ((known == 0) | (not w.padded))
-    reach, total = _reach(weight, w).cpu().numpy(), _absolute(weight, w).cpu().numpy()
-    if w.out_axis == 1 and w.groups > 1:
-        per = weight.shape[0] // w.groups
-        reach = np.concatenate([reach[:, g * per : (g + 1) * per] for g in range(w.groups)])
-        total = np.concatenate([total[:, g * per : (g + 1) * per] for g in range(w.groups)])
+    assert incoming is not None
+    steady = (np.isfinite(known) & ((known == 0) | (not w.padded))).reshape(w.groups, -1)
     group = np.arange(count) // (count // w.groups)
-    local = known.reshape(w.groups, -1)[group]  # (out, in / groups)
-    moved = (reach & ~steady.reshape(w.groups, -1)[group]).any(1)
-    value = bias + (total * np.nan_to_num(local)).sum(1)
-    census = a.ledger.measured(incoming).reshape(w.groups, -1)[group] if incoming is not None else np.zeros_like(reach)
-    return np.where(moved, np.nan, value), (census & reach).any(1)
+    each = _rows(weight, w)
+    values, census = np.full(count, np.nan), np.zeros(count, bool)
+    varying = torch.as_tensor(np.argmin(steady, 1)[group], device=each.device)  # one input of each that varies, if any
+    sample = each[torch.arange(count, device=each.device), varying, 0]
+    few = np.flatnonzero(sample.eq(0).cpu().numpy() | steady.all(1)[group])  # most outputs are done with at this point
+    some = each[torch.as_tensor(few, device=each.device)].ne(0).any(2).cpu().numpy()  # (few, in / groups)
+    still = few[~(some & ~steady[group[few]]).any(1)]
+    reach = some[~(some & ~steady[group[few]]).any(1)]
+    moving = reach.any(1)
+    local = np.nan_to_num(known).reshape(w.groups, -1)[group[still[moving]]]
+    total = each[torch.as_tensor(still[moving], device=each.device)].to(torch.float64).sum(2).cpu().numpy()
+    values[still] = bias[still]
+    values[still[moving]] += (total * local).sum(1)
+    census[still] = (a.ledger.measured(incoming).reshape(w.groups, -1)[group[still]] & reach).any(1)
+    return values, census
 
 
 def _passing(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> list[tuple[Field, Ids, Ids]]:
@@ -198,15 +213,17 @@ def _fold(cut: Cut, node: fx.Node, w: Weights, incoming: Ids, arrived: Ids, rows
     known = np.where(gone, np.nan_to_num(cut.analysis.ledger.constant(incoming)), 0.0)
     if not known.any():
         return
-    total = _absolute(cut.analysis.tensor(w.weight), w).cpu().numpy()
-    count = len(cut.analysis.ledger.constant(incoming))
-    group = np.arange(prod_out(cut.analysis.tensor(w.weight), w)) // (
-        prod_out(cut.analysis.tensor(w.weight), w) // w.groups
-    )
-    local = known.reshape(w.groups, count // w.groups)[group]
     if w.out_axis == 1 and w.groups > 1:
         raise LayoutError("constants through a grouped transposed convolution", incoming[gone])
-    cut.fold(node, w.weight, w.bias, (total * local).sum(1)[rows])
+    weight = cut.analysis.tensor(w.weight)
+    if w.groups == 1:
+        columns = torch.as_tensor(np.flatnonzero(known), device=weight.device)
+        total = _absolute(weight.detach().index_select(w.in_axis, columns), w).cpu().numpy()
+        cut.fold(node, w.weight, w.bias, (total @ known[known != 0])[rows])
+        return
+    group = np.arange(prod_out(weight, w)) // (prod_out(weight, w) // w.groups)
+    local = known.reshape(w.groups, -1)[group]
+    cut.fold(node, w.weight, w.bias, (_absolute(weight, w).cpu().numpy() * local).sum(1)[rows])
 
 
 def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
