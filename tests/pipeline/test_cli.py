@@ -17,19 +17,7 @@ from runtime.errors import UserError
 from tests.conftest import REPOSITORY
 
 COMMANDS = ("run", "shrink", "bench", "check", "gate", "preflight", "publish", "report", "doctor")
-HEAVY = (
-    "torch",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "tensorrt",
-    "tensorrt_rtx",
-    "pydantic",
-    "yaml",
-    "plotly",
-    "sklearn",
-    "rich",
-)
+HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pydantic", "yaml", "plotly", "sklearn")
 
 
 def call(*arguments: str) -> int:
