@@ -108,12 +108,9 @@ def intervals(spans: Sequence[Span], *, axis: str, alt: str, marks: Sequence[tup
         axes: Axes = figure.subplots()
         for x, label in marks:
             axes.axvline(x, color=colours["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
-            over: dict[str, Any] = {
-                "xycoords": ("data", "axes fraction"),
-                "xytext": (3, 3),
-                "textcoords": "offset points",
-            }
-            axes.annotate(label, (x, 1.0), color=colours["muted"], fontsize=8, **over)
+            outward = "right" if len(marks) > 1 and x == min(at for at, _ in marks) else "left"
+            top = axes.get_xaxis_transform()
+            axes.text(x, 1.02, label, transform=top, ha=outward, color=colours["muted"], fontsize=8)
         for span in spans:
             y = names.index(span.row) + _offset(span, spans)
             colour = colours[span.role]

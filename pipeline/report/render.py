@@ -84,6 +84,8 @@ def context(source: view.Source) -> dict[str, Any]:
         "difference": view.difference(report),
         "latency": view.latency_rows(report),
         "accuracy_hops": view.accuracy_hops(report),
+        "unmeasured": view.unmeasured_accuracies(report),
+        "engines_alike": view.engines_alike(report),
         "images": report.accuracy_difference.n if report.accuracy_difference else None,
         "widest": max((layer.before for layer in report.surgery.layers), default=1),
         "histories": histories,

@@ -51,7 +51,6 @@ class AccuracyHop:
     name: str
     dense: str
     compact: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -126,17 +125,31 @@ def difference(report: Report) -> str | None:
 
 
 def accuracy_hops(report: Report) -> list[AccuracyHop]:
-    """Each form of the network with both accuracies, and why one is missing."""
-    dense, compact = report.models.dense, report.models.compact
+    """Each form of the network in which one of the two was measured, with both accuracies."""
+    dense, compact = report.models.dense.accuracy, report.models.compact.accuracy
     return [
-        AccuracyHop(
-            hop,
-            numbers.percent(dense.accuracy.get(hop)),
-            numbers.percent(compact.accuracy.get(hop)),
-            dense.reasons.get(f"accuracy.{hop}") or compact.reasons.get(f"accuracy.{hop}") or "",
-        )
-        for hop in dict.fromkeys([*dense.accuracy, *compact.accuracy])
+        AccuracyHop(hop, numbers.percent(dense.get(hop)), numbers.percent(compact.get(hop)))
+        for hop in dict.fromkeys([*dense, *compact])
+        if dense.get(hop) is not None or compact.get(hop) is not None
     ]
+
+
+def unmeasured_accuracies(report: Report) -> list[str]:
+    """`tensorrt_rtx.fp32.SM86, tensorrt_rtx.fp16.SM86: no GPU`, a line per reason."""
+    forms: dict[str, dict[str, None]] = {}
+    for model in (report.models.dense, report.models.compact):
+        for name, reason in model.reasons.items():
+            if name.startswith("accuracy."):
+                forms.setdefault(reason, {})[name.removeprefix("accuracy.")] = None
+    return [f"{', '.join(names)}: {reason}" for reason, names in forms.items()]
+
+
+def engines_alike(report: Report) -> str | None:
+    """What holds for all engines, where none was measured for one reason; None where they differ."""
+    reasons = {engine.reason for engine in report.engines}
+    if len(reasons) != 1 or any(engine.measured_on or not engine.path for engine in report.engines):
+        return None
+    return f"None was run here: {reasons.pop()}."
 
 
 def summary(source: Source) -> str:

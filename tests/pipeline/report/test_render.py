@@ -139,7 +139,8 @@ def test_html_shows_the_figures_and_where_they_come_from(run: Path) -> None:
         "20-demp/history.jsonl",
     ):
         assert file in text
-    assert "not measured: no GPU on this machine" in section(text, "Engines")
+    assert "None was run here: no GPU on this machine." in section(text, "Engines")
+    assert "Not measured: tensorrt_rtx.fp16.SM86: no GPU on this machine" in section(text, "Accuracy at every hop")
     assert "demport run configs/quickstart.yaml --out runs/quickstart --until demp --redo demp" in text
 
 
@@ -229,6 +230,8 @@ def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
     assert "| MACs an image | 20.0 M | 5.00 M | 4.00x |" in text
     rows = [line for line in text.splitlines() if line.startswith("| onnxruntime")]
     assert len(rows) == 3 and all(line.count("|") == 6 for line in rows)
+    engines = [line for line in text.split("### Engines")[1].splitlines() if line.startswith("|")]
+    assert len(engines) == 6 and {line.count("|") for line in engines} == {7}
     assert "\n\n\n" not in text
 
 
@@ -293,6 +296,18 @@ def test_a_figure_that_is_no_number_is_refused(tmp_path: Path) -> None:
         render(folder)
     write_json(folder / "70-check" / "stage.json", stage("70-check", 7))
     assert not (folder / "report.json").exists()
+
+
+def test_engines_of_which_some_were_measured_say_so_one_by_one(tmp_path: Path) -> None:
+    engines = [engine("dense", "fp32"), engine("compact", "fp16") | {"measured_on": "Example GPU", "reason": None}]
+    folder = write_run(tmp_path / "run", engines=engines)
+    render(folder)
+    text = section(page(folder).text, "Engines")
+    assert "not measured: no GPU on this machine" in text and "Example GPU" in text
+    assert "None was run here" not in text
+    markdown = (folder / "report.md").read_text("utf-8").split("### Engines")[1]
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and {row.count("|") for row in rows} == {8}
 
 
 def test_engines_before_the_check_and_engines_that_were_not_built(tmp_path: Path) -> None:
