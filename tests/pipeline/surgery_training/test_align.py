@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from torch import nn
 
 from pipeline import cli
 from pipeline import config as tree
-from pipeline.run import Order, _timed_in_surgery
+from pipeline.data import load
+from pipeline.progress import Silent
+from pipeline.run import _timed_in_surgery
+from pipeline.steps import Task
 from pipeline.surgery import align
 from pipeline.surgery.align import DENSE, Candidate, Timing, align_by_timing, cut_aligned, distinct, timing_of, winner
 from pipeline.surgery.analysis import Analysis
@@ -164,10 +168,11 @@ def test_a_fixed_alignment_is_not_timed_either() -> None:
 
 def test_the_choice_depends_on_how_it_is_timed() -> None:
     """So the stage is done again on another machine, and only with `auto`."""
-    fixed, order = tree.Config(), Order(out=Path("run"))
+    fixed = tree.Config()
     auto = fixed.model_copy(update={"surgery": tree.Surgery(align="auto")})
-    assert _timed_in_surgery(fixed, order) == {}
-    inputs = _timed_in_surgery(auto, order)
+    images = partial(load, fixed.data)
+    assert _timed_in_surgery(Task(fixed, images, "auto", Silent())) == {}
+    inputs = _timed_in_surgery(Task(auto, images, "auto", Silent()))
     assert set(inputs) == {"timing", "machine", "device"} and inputs["timing"]["gate_batch"] == 32
     section = tree.Check(batch_sizes=(1, 6), gate_batch=6, threads=3, time_limit_s=9)
     assert timing_of(section, "cuda") == Timing(6, 3, "auto", time_limit_s=9.0)
