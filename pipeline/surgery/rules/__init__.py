@@ -6,15 +6,31 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Rule, describe, leaves
-from pipeline.surgery.rules import elementwise, layers, mixing, movement, norms, plain, residual
+from pipeline.surgery.rules import (
+    convolution,
+    elementwise,
+    indexing,
+    layers,
+    mixing,
+    movement,
+    norms,
+    pieces,
+    plain,
+    reshaping,
+    residual,
+    resizing,
+    statistics,
+)
 from pipeline.surgery.trace import PATH_DROPS
 
 MODULES: dict[type[nn.Module], Rule] = {
-    **layers.MODULES, **norms.MODULES, **elementwise.MODULES, **movement.MODULES, **mixing.MODULES
+    **layers.MODULES, **convolution.MODULES, **norms.MODULES, **statistics.MODULES, **elementwise.MODULES,
+    **reshaping.MODULES, **resizing.MODULES, **mixing.MODULES,
 }  # fmt: skip
 FUNCTIONS: dict[str, Rule] = {
-    **plain.FUNCTIONS, **elementwise.FUNCTIONS, **movement.FUNCTIONS, **mixing.FUNCTIONS, **layers.FUNCTIONS,
-    **norms.FUNCTIONS, **residual.FUNCTIONS,
+    **plain.FUNCTIONS, **elementwise.FUNCTIONS, **movement.FUNCTIONS, **reshaping.FUNCTIONS, **resizing.FUNCTIONS,
+    **pieces.FUNCTIONS, **indexing.FUNCTIONS, **mixing.FUNCTIONS, **layers.FUNCTIONS, **convolution.FUNCTIONS,
+    **norms.FUNCTIONS, **statistics.FUNCTIONS, **residual.FUNCTIONS,
 }  # fmt: skip
 
 

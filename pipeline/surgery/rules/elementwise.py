@@ -2,191 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from pipeline.surgery.analysis import Analysis, Result, Rule
-from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
-from pipeline.surgery.ledger import Floats
+from pipeline.surgery.analysis import Analysis, Result, Rule, describe
+from pipeline.surgery.labels import Field, Labels
+from pipeline.surgery.rules.merge import Evaluate, merge, product, quotient, strict
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
-
-Evaluate = Callable[[list[Any]], Any]  # constants of the operands, float64 tensors or numbers -> constants
-
-
-@dataclass(frozen=True)
-class Joint:
-    """One output field: its axes, the operands it comes from, and the table (operand ids) -> output id."""
-
-    axes: tuple[int, ...]
-    operands: tuple[int, ...]
-    keys: Ids  # (operands, entries), columns in lexicographic order
-    ids: Ids  # (entries,)
-
-
-def merge(a: Analysis, node: fx.Node, args: Sequence[Any], shape: tuple[int, ...], evaluate: Evaluate) -> Result:
-    """Labels of an elementwise result of `shape`; `args` are the node's operands, broadcast from the right."""
-    operands = [a.value(x) for x in args]
-    joints = []
-    for axes in _axis_sets(operands, len(shape)):
-        parts = _parts(a, node, operands, axes, shape)
-        if parts is not None:
-            joints.append(_join(a, operands, axes, parts, evaluate))
-
-    def recast(cut: Cut) -> Labels:
-        cut.freeze_numbers(node)
-        return recast_merge(cut, [cut.value(x) for x in args], [j for _, j in joints], shape)
-
-    return Labels(shape, tuple(f for f, _ in joints)), recast
-
-
-def recast_merge(cut: Cut, operands: Sequence[Any], joints: Sequence[Joint], full: tuple[int, ...]) -> Labels:
-    """The same merge over what is kept; LayoutError where the operands' orders no longer agree."""
-    shape, rank, fields = list(full), len(full), []
-    for joint in joints:
-        found = [(operands[i], _field_on(operands[i], joint.axes, rank)) for i in joint.operands]
-        parts = [_spread(x, f, joint.axes, rank) for x, f in found]
-        try:
-            ids = np.broadcast_arrays(*parts)
-        except ValueError:
-            every = np.concatenate([p.ravel() for p in parts])
-            raise LayoutError("operands keep different numbers of channels", every) from None
-        base = cut.analysis.ledger.size
-        table, key = _key(joint.keys, base), _key(ids, base)
-        at = np.minimum(np.searchsorted(table, key), len(table) - 1)
-        if not np.array_equal(table[at], key):
-            raise LayoutError("operands keep channels in different orders", np.concatenate([i.ravel() for i in ids]))
-        fields.append(Field(joint.axes, joint.ids[at]))
-        for ax, n in zip(joint.axes, key.shape, strict=True):
-            shape[ax] = n
-    return Labels(tuple(shape), tuple(fields))
-
-
-def _axis_sets(operands: Sequence[Any], rank: int) -> list[tuple[int, ...]]:
-    sets: list[set[int]] = []
-    for x in operands:
-        if isinstance(x, Labels):
-            for f in x.fields:
-                new = {ax + rank - len(x.shape) for ax in f.axes}
-                touching = [s for s in sets if s & new]
-                sets = [s for s in sets if not s & new] + [new.union(*touching)]
-    return [tuple(sorted(s)) for s in sets]
-
-
-def _size(x: Labels, axis: int, rank: int) -> int:
-    at = axis - (rank - len(x.shape))
-    return x.shape[at] if at >= 0 else 1
-
-
-def _field_on(x: Labels, axes: tuple[int, ...], rank: int) -> Field:
-    off = rank - len(x.shape)
-    return next(f for f in x.fields if {ax + off for ax in f.axes} & set(axes))
-
-
-def _spread(x: Labels, f: Field, axes: tuple[int, ...], rank: int) -> Ids:
-    """The field's ids with one dimension per axis of `axes`, of size 1 where they do not vary."""
-    off = rank - len(x.shape)
-    own = {ax + off: n for ax, n in zip(f.axes, f.ids.shape, strict=True)}
-    return f.ids.reshape([own.get(ax, 1) for ax in axes])
-
-
-def _parts(
-    a: Analysis, node: fx.Node, operands: Sequence[Any], axes: tuple[int, ...], shape: tuple[int, ...]
-) -> list[tuple[int, Ids]] | None:
-    """(operand, ids over `axes`) of each operand with channels there; None and frozen where one cannot follow."""
-    rank, parts, problem = len(shape), [], None
-    for i, x in enumerate(operands):
-        if not isinstance(x, Labels):
-            continue
-        off = rank - len(x.shape)
-        fields = [f for f in x.fields if {ax + off for ax in f.axes} & set(axes)]
-        if len(fields) > 1:
-            problem = "two independent channel axes are combined"
-        elif fields:
-            ids = _spread(x, fields[0], axes, rank)
-            parts.append((i, np.broadcast_to(ids, [shape[ax] for ax in axes])))
-        elif any(_size(x, ax, rank) > 1 for ax in axes):
-            problem = "combined with a tensor that cannot be cut"
-    if problem is None and len(parts) <= 3:
-        return parts
-    problem = problem or "more than three operands"
-    for x in operands:
-        if isinstance(x, Labels):
-            for f in x.fields:
-                if {ax + rank - len(x.shape) for ax in f.axes} & set(axes):
-                    a.freeze(node, problem, f.ids)
-    return None
-
-
-def _key(ids: Sequence[Ids] | Ids, base: int) -> Ids:
-    """One number per tuple of ids, increasing in lexicographic order."""
-    key = np.asarray(ids[0], dtype=np.int64)
-    for more in ids[1:]:
-        key = key * base + more
-    return key
-
-
-def _join(
-    a: Analysis, operands: Sequence[Any], axes: tuple[int, ...], parts: list[tuple[int, Ids]], evaluate: Evaluate
-) -> tuple[Field, Joint]:
-    stacked = np.stack([ids.ravel() for _, ids in parts])
-    if len(stacked) == 1 and (np.diff(stacked[0]) > 0).all():
-        unique, inverse = stacked, np.arange(stacked.shape[1])
-    else:
-        unique, inverse = np.unique(stacked, axis=1, return_inverse=True)
-    constants, measured = _constants(a, operands, [i for i, _ in parts], unique, evaluate)
-    out = a.ledger.fresh(constants, measured)
-    for row in unique:
-        a.ledger.tie(row, out)
-    joint = Joint(axes, tuple(i for i, _ in parts), unique, out)
-    return Field(axes, out[inverse.ravel()].reshape(parts[0][1].shape)), joint
-
-
-def _constants(
-    a: Analysis, operands: Sequence[Any], where: list[int], ids: Ids, evaluate: Evaluate
-) -> tuple[Floats, Any]:
-    known = a.ledger.constant(ids)
-    count = ids.shape[1]
-    if np.isnan(known).all():
-        return np.full(count, np.nan), False
-    values: list[Any] = []
-    for i, x in enumerate(operands):
-        if i in where:
-            values.append(torch.from_numpy(known[where.index(i)].copy()))
-        else:
-            values.append(torch.full((count,), torch.nan, dtype=torch.float64) if isinstance(x, Labels) else x)
-    measured = (a.ledger.measured(ids) & ~np.isnan(known)).any(0)
-    return np.asarray(evaluate(values), dtype=np.float64), measured
-
-
-def strict(function: Callable[..., Any]) -> Evaluate:
-    """Constant where all operands are."""
-
-    def evaluate(values: list[Any]) -> Any:
-        tensors = [v for v in values if isinstance(v, torch.Tensor)]
-        unknown = torch.stack([v.isnan() for v in tensors]).any(0)
-        return torch.where(
-            unknown, torch.nan, function(*[v.clone() if isinstance(v, torch.Tensor) else v for v in values])
-        )
-
-    return evaluate
-
-
-def product(values: list[Any]) -> Any:
-    """A zero factor makes a zero product whatever the other factor is (all values are finite)."""
-    x, y = (v if isinstance(v, torch.Tensor) else torch.tensor(float(v), dtype=torch.float64) for v in values)
-    return torch.where((x == 0) | (y == 0), 0.0, x * y)
-
-
-def quotient(values: list[Any]) -> Any:
-    x, y = (v if isinstance(v, torch.Tensor) else torch.tensor(float(v), dtype=torch.float64) for v in values)
-    return torch.where(x == 0, 0.0, x / y)
 
 
 def _call(node: fx.Node, a: Analysis) -> Callable[..., Any]:
@@ -267,8 +95,16 @@ def binary(evaluate: Callable[[Callable[..., Any]], Evaluate]) -> Rule:
 def ternary(a: Analysis, node: fx.Node) -> Result | None:
     if len(node.args) != 3 or any(isinstance(v, Labels) for v in a.value(node.kwargs).values()):
         return None
-    call = _call(node, a)
+    call = _CHOICES.get((node.op, describe(a, node).rstrip("_"))) or _call(node, a)
     return merge(a, node, node.args, tuple(node.meta["val"].shape), strict(call))
+
+
+_CHOICES: dict[tuple[str, str], Callable[..., Any]] = {  # constants are numbers; torch wants its conditions boolean
+    ("call_function", "where"): lambda mask, x, y: torch.where(mask != 0, x, y),
+    ("call_method", "where"): lambda x, mask, y: torch.where(mask != 0, x, y),
+    ("call_function", "masked_fill"): lambda x, mask, y: torch.where(mask != 0, y, x),
+    ("call_method", "masked_fill"): lambda x, mask, y: torch.where(mask != 0, y, x),
+}
 
 
 ACTIVATION_MODULES: tuple[type[nn.Module], ...] = (
@@ -317,5 +153,5 @@ FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(_STRICT, binary(strict)),
     **dict.fromkeys(("mul", "multiply", "imul"), binary(lambda call: product)),
     **dict.fromkeys(("div", "divide", "truediv", "itruediv"), binary(lambda call: quotient)),
-    **dict.fromkeys(("where", "addcmul", "addcdiv", "lerp"), ternary),
+    **dict.fromkeys(("where", "masked_fill", "addcmul", "addcdiv", "lerp"), ternary),
 }

@@ -101,7 +101,7 @@ def cat(a: Analysis, node: fx.Node) -> Result | None:
 
 
 def join(a: Analysis, node: fx.Node, raw: Sequence[Any], axis: int) -> Result:
-    from pipeline.surgery.rules.elementwise import merge
+    from pipeline.surgery.rules.merge import merge
 
     parts = [a.value(r) for r in raw]
     along: list[Ids] | None = None
@@ -165,7 +165,7 @@ def _equal(values: list[Any]) -> Any:
 
 def stack(a: Analysis, node: fx.Node) -> Result | None:
     """Channels tied across the parts; the new axis is positional."""
-    from pipeline.surgery.rules.elementwise import merge
+    from pipeline.surgery.rules.merge import merge
 
     raw = node.args[0] if node.args else node.kwargs.get("tensors")
     parts = a.value(raw)

@@ -1,0 +1,119 @@
+"""Convolutions of every kind, and average pooling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
+from pipeline.surgery.labels import Field, Labels, positions
+from pipeline.surgery.rules.elementwise import over_positions
+from pipeline.surgery.rules.layers import mix
+from pipeline.surgery.rules.weights import Weights, pads, prod_out, reaches, summed
+
+if TYPE_CHECKING:
+    from pipeline.surgery.cut import Cut
+
+
+def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
+    """One input channel a group: each output lives and goes with its input."""
+    weight = a.tensor(w.weight)
+    count = prod_out(weight, w)
+    ids = a.channels(node, x, 1)
+    shape = tuple(node.meta["val"].shape)
+    out_ids = a.axis_ids(w.weight, 0)
+    if ids is None or (w.out_axis == 1 and weight.shape[1] != 1):
+        if ids is not None:
+            a.freeze(node, "transposed depthwise convolution with several outputs a channel", ids)
+        a.freeze(node, "depthwise convolution of channels that cannot be cut", out_ids)
+        return Labels(shape), lambda cut: Labels(shape)
+    times = count // len(ids)
+    known, taps = a.ledger.constant(ids), reaches(weight, w).cpu().numpy()
+    total = summed(weight, w).cpu().numpy().reshape(-1)
+    reach = taps.reshape(-1)
+    bias = np.zeros(count) if w.bias is None else a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
+    each = np.repeat(known, times)
+    steady = (each == 0) | (np.isfinite(each) & (not w.padded)) | ~reach
+    value = np.where(steady, bias + np.where(reach, total, 0.0) * np.nan_to_num(each), np.nan)
+    out = a.ledger.fresh(value, np.repeat(a.ledger.measured(ids), times) & reach)
+    a.ledger.tie(out, np.repeat(ids, times))
+    a.ledger.tie(out, out_ids)
+    if w.bias is not None:
+        a.ledger.tie(out, a.axis_ids(w.bias, 0))
+    a.layers.append(Layer(node, w.name, w.weight, 0, out))
+
+    def recast(cut: Cut) -> Labels:
+        arrived = positions(ids, cut.value(node.args[0]).at(1).ids)
+        rows = (arrived[:, None] * times + np.arange(times)).ravel()
+        cut.slice(w.weight, 0, rows, out)
+        if w.bias is not None:
+            cut.slice(w.bias, 0, rows, out)
+        cut.set_groups(node, len(arrived))
+        return Labels((shape[0], len(rows), *shape[2:]), (Field((1,), out[rows]),))
+
+    return Labels(shape, (Field((1,), out),)), recast
+
+
+def _convolution(a: Analysis, node: fx.Node, x: Any, w: Weights, spatial: int) -> Result | None:
+    if not isinstance(x, Labels) or len(x.shape) != spatial + 2:
+        return None
+    if w.groups > 1 and w.groups == x.shape[1]:
+        return depthwise(a, node, x, w)
+    for f in x.fields:
+        if 1 not in f.axes:
+            a.freeze(node, "a convolution runs along this axis", f.ids)
+    return mix(a, node, Labels(x.shape, tuple(f for f in x.fields if 1 in f.axes)), 1, w)
+
+
+def conv_module(a: Analysis, node: fx.Node) -> Result | None:
+    m: Any = a.traced.module.get_submodule(str(node.target))
+    name, transposed = str(node.target), bool(m.transposed)
+    bias = None if m.bias is None else f"{name}.bias"
+    # A transposed convolution sees fewer taps at the border even without padding.
+    padded = transposed or pads(m.padding, m.padding_mode)
+    w = Weights(name, f"{name}.weight", bias, int(transposed), m.groups, padded)
+    return _convolution(a, node, a.value(node.args[0]), w, len(m.kernel_size))
+
+
+def conv_function(a: Analysis, node: fx.Node) -> Result | None:
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = {**dict(zip(names, a.value(node.args), strict=False)), **a.value(node.kwargs)}
+    weight, bias, x = given.get("weight"), given.get("bias"), given.get("input")
+    if not isinstance(weight, Labels) or weight.parameter is None or (isinstance(bias, Labels) and not bias.parameter):
+        return None
+    owner = weight.parameter.rpartition(".")[0]
+    bias_name = bias.parameter if isinstance(bias, Labels) else None
+    w = Weights(owner, weight.parameter, bias_name, 0, given.get("groups", 1), pads(given.get("padding", 0)))
+    return _convolution(a, node, x, w, len(weight.shape) - 2)
+
+
+def average(a: Analysis, node: fx.Node) -> Result | None:
+    """Average pooling: a constant survives unless zero padding is averaged in."""
+    x = a.value(node.args[0])
+    if not isinstance(x, Labels) or len(node.meta["val"].shape) != len(x.shape):
+        return None
+    if node.op == "call_module":
+        m: Any = a.traced.module.get_submodule(str(node.target))
+        padding, counted = m.padding, m.count_include_pad
+    else:
+        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+        given = {**dict(zip(names, a.value(node.args), strict=False)), **a.value(node.kwargs)}
+        padding, counted = given.get("padding", 0), given.get("count_include_pad", True)
+    zeros = pads(padding) and counted
+    return over_positions(
+        a, node, x, tuple(node.meta["val"].shape), lambda v: torch.where(v == 0, v, torch.nan) if zeros else v
+    )
+
+
+MODULES: dict[type[nn.Module], Rule] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), conv_module),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), conv_module),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), average),
+}
+FUNCTIONS: dict[str, Rule] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv_function),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), average),
+}
