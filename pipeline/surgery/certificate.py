@@ -12,6 +12,7 @@ from torch import fx
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.law import Law
+from pipeline.surgery.ledger import Flags
 from pipeline.surgery.select import Choice
 
 
@@ -20,7 +21,9 @@ def certificate(
 ) -> dict[str, Any]:
     """Plain JSON: schema, channels, parameters, groups, folded, frozen, notes, law."""
     frozen = _frozen(analysis, choice)
-    groups = [g for g in (_group(analysis, choice, g.name, g.layers, g.classes) for g in choice.groups) if g["dead"]]
+    measured = np.zeros(len(choice.keep), bool)
+    measured[choice.classes[analysis.ledger.measured(np.arange(analysis.ledger.size))]] = True
+    groups = [g for g in (_group(choice, measured, g.name, g.layers, g.classes) for g in choice.groups) if g["dead"]]
     return {
         "schema": 1,
         "channels": channel_counts(analysis, choice),
@@ -62,12 +65,10 @@ def channel_counts(analysis: Analysis, choice: Choice) -> dict[str, int]:
     }
 
 
-def _group(analysis: Analysis, choice: Choice, name: str, layers: tuple[str, ...], classes: Any) -> dict[str, Any]:
+def _group(choice: Choice, measured: Flags, name: str, layers: tuple[str, ...], classes: Any) -> dict[str, Any]:
+    """`measured` says of each class whether a census of one of its channels is the evidence."""
     dead = choice.dead[classes]
     gone = classes[~choice.keep[classes]]
-    measured = np.zeros(len(choice.keep), bool)
-    held = np.flatnonzero(analysis.ledger.measured(np.arange(analysis.ledger.size)))
-    measured[choice.classes[held]] = True
     return {
         "group": name,
         "layers": list(layers),

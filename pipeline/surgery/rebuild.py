@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from operator import attrgetter
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.copies import copy_modules
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
@@ -34,7 +34,7 @@ def rebuild(
         memo[id(tensor)] = tensors[name]
     root = nn.Module()
     for child_name, child in source.named_children():
-        root.add_module(child_name, copy.deepcopy(child, memo))
+        root.add_module(child_name, copy_modules(child, memo))
     for name, tensor in tensors.items():
         if "." not in name:
             root.register_parameter(name, tensor) if isinstance(tensor, nn.Parameter) else root.register_buffer(

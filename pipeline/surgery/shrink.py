@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from torch import Tensor, fx, nn
@@ -40,8 +42,21 @@ def shrink(
     before = plan_before(model)
     if before is not None and before.residual == "untied":
         residual = "untied"  # one plan against the first network holds both cuts
-    analysis, choice, cut = cut_of(trace(model, example_inputs), dead, align=align, residual=residual)
-    return finish(model, analysis, choice, cut, real=real, tolerance=tolerance, verify=verify)
+    with collector_paused():
+        analysis, choice, cut = cut_of(trace(model, example_inputs), dead, align=align, residual=residual)
+        return finish(model, analysis, choice, cut, real=real, tolerance=tolerance, verify=verify)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Every node and label made here is kept to the end: Python's garbage collector would walk them over and over."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def cut_of(

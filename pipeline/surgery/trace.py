@@ -17,9 +17,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
+from pipeline.surgery.copies import meta_twin, shallow_copy
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
 PATH_DROPS = ("StochasticDepth", "DropPath")
+# Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
+SHAPE_KEPT = frozenset(
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
+)
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
@@ -141,7 +146,10 @@ class ShapeTracer(fx.Tracer):
                 self._opaque = None
                 return self._on_zeros(str(node.target), args, kwargs)
             case "call_module":
-                return self.root.get_submodule(str(node.target))(*args, **kwargs)
+                module = self.root.get_submodule(str(node.target))
+                if type(module) in SHAPE_KEPT and len(args) == 1 and isinstance(args[0], Tensor):
+                    return torch.empty_like(args[0])
+                return module(*args, **kwargs)
             case _:
                 value_of = operator.attrgetter(str(node.target))(self.root)
                 return value_of.detach().to("meta") if isinstance(value_of, Tensor) else value_of
@@ -160,16 +168,6 @@ class Traced:
 def first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:160]
-
-
-def meta_twin(model: nn.Module) -> nn.Module:
-    """A copy of the network whose parameters and buffers have shapes but no memory."""
-    memo: dict[int, Any] = {}
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-    for b in model.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
-    return copy.deepcopy(model, memo)
 
 
 def open_attention(model: nn.Module) -> None:
@@ -210,12 +208,6 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     _follow_aliases(graph, root)
     _erase_unread(graph, root)
     return Traced(fx.GraphModule(root, graph, type(model).__name__), example_inputs, frozen)
-
-
-def shallow_copy(model: nn.Module) -> nn.Module:
-    """New module objects around the same parameters and buffers."""
-    memo = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return copy.deepcopy(model, memo)
 
 
 def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:
