@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,20 @@ from runtime.errors import UserError
 
 PLAN, WEIGHTS, CERTIFICATE = "plan.json", "weights.safetensors", "certificate.json"
 MAX_PLAN_BYTES = 64 << 20
+MAX_ELEMENTS = 1 << 28  # of one example input
+DTYPES = {
+    str(t): t
+    for t in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    )
+}
 META = "demport"  # key of fx.GraphModule.meta under which a compact network carries its plan
 
 
@@ -58,7 +73,7 @@ class Plan(Strict):
     network: str
     source: Source | None
     inputs: tuple[Input, ...]
-    residual: str
+    residual: Literal["tied", "untied"]
     layers: dict[str, tuple[int, ...]]
     streams: dict[str, tuple[int, ...]]
     widths: dict[str, int]
@@ -84,7 +99,8 @@ def plan_of(analysis: Analysis, cut: Cut, network: str, before: Plan | None) -> 
     inputs = tuple(Input(shape=tuple(x.shape), dtype=str(x.dtype)) for x in analysis.traced.example_inputs)
     return Plan(
         schema=1, network=before.network if before else network, source=before.source if before else None,
-        inputs=inputs, residual=analysis.residual, layers=layers, streams=streams, widths=widths,
+        inputs=inputs, residual="untied" if analysis.residual == "untied" else "tied",
+        layers=layers, streams=streams, widths=widths,
         biases=tuple(sorted(biases | set(() if before is None else before.biases))),
     )  # fmt: skip
 
@@ -106,39 +122,32 @@ def _kept(
 def read_plan(path: Path) -> Plan:
     """Read and check a plan; UserError says what does not fit."""
     try:
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise UserError(
-                f"{path} is {path.stat().st_size} bytes long", f"at most {MAX_PLAN_BYTES}", "this is no plan of demport"
-            )
-        plan = Plan.model_validate_json(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MAX_PLAN_BYTES + 1)
+        if len(content) > MAX_PLAN_BYTES:
+            raise _no_plan(path, f"more than {MAX_PLAN_BYTES} bytes")
+        plan = Plan.model_validate_json(content)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})", "a plan", "cut the network again") from None
-    except (ValueError, RecursionError) as error:
-        what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "not JSON"}
-        where = ".".join(str(x) for x in what["loc"])
-        raise UserError(
-            f"{path}: {where or 'content'}: {what['msg']}", "a plan of schema 1", "cut the network again"
-        ) from None
-    for name, kept in [*plan.layers.items(), *plan.streams.items()]:
-        width = plan.widths.get(name, 0)
-        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
-            raise UserError(
-                f"{path}: layers.{name} is no set of channels of {width}",
-                "rising indices below the width",
-                "cut the network again",
-            )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise _no_plan(path, f"{'.'.join(str(x) for x in first['loc']) or 'content'}: {first['msg']}") from None
+    kept = {**plan.layers, **plan.streams}
+    if set(kept) != set(plan.widths) or len(kept) < len(plan.layers) + len(plan.streams):
+        raise _no_plan(path, "layers, streams and widths name different layers")
+    for name, left in kept.items():
+        if not left or list(left) != sorted(set(left)) or left[0] < 0 or left[-1] >= plan.widths[name]:
+            raise _no_plan(path, f"the channels of {name} are no rising numbers below {plan.widths[name]}")
     for i, x in enumerate(plan.inputs):
-        if (
-            not x.shape
-            or any(not 0 < n < 1 << 20 for n in x.shape)
-            or int(np.prod([float(n) for n in x.shape])) > 1 << 32
-        ):
-            raise UserError(
-                f"{path}: inputs.{i}.shape is {list(x.shape)}",
-                "sizes of a tensor that fits in memory",
-                "cut the network again",
-            )
+        if not 0 < len(x.shape) <= 8 or min(x.shape) < 1 or prod(x.shape) > MAX_ELEMENTS:
+            raise _no_plan(path, f"inputs.{i}.shape is no shape of 1 to {MAX_ELEMENTS} elements")
+        if x.dtype not in DTYPES:
+            raise _no_plan(path, f"inputs.{i}.dtype is none of {', '.join(DTYPES)}")
     return plan
+
+
+def _no_plan(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}", "a plan of schema 1 as demport writes it", "cut the network again")
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
@@ -150,8 +159,12 @@ def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
             "the network the plan was made for",
             "build that network",
         )
-    example = tuple(torch.zeros(x.shape, dtype=_dtype(x.dtype)) for x in plan.inputs)
+    example = tuple(torch.zeros(1, dtype=DTYPES[x.dtype]).expand(x.shape) for x in plan.inputs)
     analysis = Analysis(trace(model, example), residual=plan.residual).run()
+    if analysis.traced.frozen is not None and plan.widths:
+        raise UserError(
+            analysis.traced.frozen, "the network the plan was made for", "use the library versions of the cut"
+        )
     made = {layer.weight: layer.ids for layer in analysis.layers} | analysis.streams
     kept = {**plan.layers, **plan.streams}
     have = {name: len(ids) for name, ids in made.items()}
@@ -161,6 +174,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
                 f"the plan cuts {name} of {width} channels, the network has {have.get(name, 'no such layer')}",
                 "the network the plan was made for", "use the same model, arguments and library versions",
             )  # fmt: skip
+    strange = set(plan.biases) - {layer.weight.removesuffix("weight") + "bias" for layer in analysis.layers}
+    if strange:
+        raise UserError(f"the plan adds {min(strange)}", "biases of the network's layers", "cut the network again")
     choice, cut = choose(analysis, 1, lambda choice: _follow(made, kept, choice))
     for name, ids in made.items():
         wanted = kept.get(name, tuple(range(len(ids))))
@@ -183,13 +199,6 @@ def _follow(made: Mapping[str, Ids], kept: Mapping[str, tuple[int, ...]], choice
         gone = np.ones(len(made[name]), bool)
         gone[list(left)] = False
         choice.keep[choice.classes[made[name][gone]]] = False
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise UserError(f"inputs.dtype is {name!r}", "a torch dtype", "cut the network again")
-    return found
 
 
 def class_name(model: nn.Module) -> str:

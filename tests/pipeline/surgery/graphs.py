@@ -261,8 +261,8 @@ def reused(g: Grower, i: int) -> int:
 
 KINDS = (
     convolution, convolution, convolution, normed, normed, normed, activated, activated, activated, depthwise,
-    transposed, unary, pooled, padded, taken_apart, rearranged, mapped, layer_normed, scaled, gated, attended, joined, joined,
-    combined, combined, combined, reused,
+    transposed, unary, pooled, padded, taken_apart, rearranged, mapped, layer_normed, scaled, gated, attended, joined,
+    joined, combined, combined, combined, reused,
 )  # fmt: skip
 
 
