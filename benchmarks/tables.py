@@ -43,7 +43,7 @@ def documents() -> list[Path]:
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """`text` with every table written anew; UserError where a results file or a key is missing."""
+    """`text` with every table written anew; UserError where no point has a key."""
 
     def block(match: re.Match[str]) -> str:
         start, name, keys, _, end = match.groups()
@@ -53,13 +53,11 @@ def filled(text: str, results: Path = RESULTS) -> str:
 
 
 def table(path: Path, keys: Sequence[str]) -> str:
-    """A Markdown table of the points of a results file, and under it where the figures were measured."""
+    """A Markdown table of the points of a results file, and under it where they were measured; or that nothing was."""
     try:
         document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file", "expected a results file", "run the benchmark that writes it"
-        ) from None
+        return f"Not measured yet: `python -m benchmarks.{path.name.split('.')[0]}` writes {path.name}.\n"
     points: list[Point] = document["points"]
     for key in keys:
         if not any(key in point for point in points):
