@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import pytest
 
 from pipeline.report.render import render
 from runtime.errors import UserError
+from tests.pipeline.report.page import document, page, section
 from tests.pipeline.report.run_folder import (
     AFTER,
     BEFORE,
     DEAD,
     STAGES,
-    certificate,
     check,
-    engine,
     stage,
     write_json,
     write_run,
@@ -29,50 +27,11 @@ from tests.pipeline.report.run_folder import (
 NASTY = '<script>alert("x")</script>'
 
 
-class Page(HTMLParser):
-    """Collects what the tests ask of a page: its text, the addresses it names, and whether its tags balance."""
-
-    VOID = frozenset({"meta", "link", "img", "source", "br"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.text, self.addresses, self.scripts, self.open = "", list[str](), 0, list[str]()
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.scripts += tag == "script"
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "action")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("full") / "run")
     render(folder)
     return folder
-
-
-def page(run: Path) -> Page:
-    return Page((run / "report.html").read_text("utf-8"))
-
-
-def document(run: Path) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise AssertionError(name)
-
-    loaded: dict[str, Any] = json.loads((run / "report.json").read_text("utf-8"), parse_constant=refuse)
-    return loaded
-
-
-def section(text: str, title: str) -> str:
-    return text.split(title, 1)[1]
 
 
 def test_json_keeps_the_contract(run: Path) -> None:
@@ -160,60 +119,6 @@ def test_slower_than_small_is_said_with_the_widths(run: Path) -> None:
     assert "2 unchanged" in text  # stem.conv and layer3
 
 
-def test_certificate_says_what_was_proved(run: Path) -> None:
-    text = section(page(run).text, "Certificate of the cut")
-    assert "Largest relative difference4.1e-15, allowed 1e-09" in text
-    assert "Removed by proof from the weights5" in text
-    assert "Removed by measurement107" in text  # 11 and 96
-    assert "1,400 training images, 2 channels of the last census found alive" in text
-    assert "random, batch 2; 8 test images" in text
-    assert "Approximate" not in text
-    assert document(run)["surgery"]["evidence"] == {"by_proof": 5, "by_measurement": 107}
-    assert document(run)["surgery"]["frozen"] == [{"where": "fc", "reason": "output of the network", "channels": 10}]
-
-
-def test_certificate_without_a_law_or_with_another_activation_says_so(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    again = {"images": 9, "revived": 0, "largest_activation": {"gelu": 0.17, "relu": 0.0}, "approximate": ["gelu"]}
-    write_json(folder / "30-surgery" / "certificate.json", certificate() | {"law": None, "confirmation": again})
-    render(folder)
-    text = section(page(folder).text, "Certificate of the cut")
-    assert "Law in float64not checked: the cut was asked not to check it" in text
-    assert "Approximategelu: dead channels reach 0.17 there, not 0" in text
-    assert document(folder)["surgery"]["reasons"]["law"] == "the cut was asked not to check it"
-
-
-def test_alignments_that_were_timed_are_listed(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    rows = [
-        {
-            "align": "1",
-            "channels": 267,
-            "p50_ms": 10.02,
-            "p50_ms_low": 9.9,
-            "p50_ms_high": 10.1,
-            "rounds": 3,
-            "chosen": False,
-        },
-        {
-            "align": "16, 32",
-            "channels": 288,
-            "p50_ms": 0.92,
-            "p50_ms_low": 0.9,
-            "p50_ms_high": 0.95,
-            "rounds": 3,
-            "chosen": True,
-        },
-    ]
-    alignment = {"backend": "onnxruntime", "device": "cpu", "threads": 2, "batch": 32, "candidates": rows}
-    write_json(folder / "30-surgery" / "certificate.json", certificate() | {"alignment": alignment})
-    render(folder)
-    text = section(page(folder).text, "Alignments tried")
-    assert "onnxruntime on cpu, 2 threads, batch 32" in text
-    assert "16, 322880.920 ms (0.90 to 0.95)chosen" in text and text.count("chosen") == 1
-    assert [row["chosen"] for row in document(folder)["surgery"]["alignment"]["candidates"]] == [False, True]
-
-
 def test_nothing_is_said_where_the_speed_follows_the_size(tmp_path: Path) -> None:
     models = check()["models"]
     models["dense"]["macs"] = 11_000_000  # 2.2 times compact's; 1.6 is 73 % of it
@@ -296,46 +201,3 @@ def test_a_figure_that_is_no_number_is_refused(tmp_path: Path) -> None:
         render(folder)
     write_json(folder / "70-check" / "stage.json", stage("70-check", 7))
     assert not (folder / "report.json").exists()
-
-
-def test_engines_of_which_some_were_measured_say_so_one_by_one(tmp_path: Path) -> None:
-    engines = [engine("dense", "fp32"), engine("compact", "fp16") | {"measured_on": "Example GPU", "reason": None}]
-    folder = write_run(tmp_path / "run", engines=engines)
-    render(folder)
-    text = section(page(folder).text, "Engines")
-    assert "not measured: no GPU on this machine" in text and "Example GPU" in text
-    assert "None was run here" not in text
-    markdown = (folder / "report.md").read_text("utf-8").split("### Engines")[1]
-    rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 and {row.count("|") for row in rows} == {8}
-
-
-def test_engines_before_the_check_and_engines_that_were_not_built(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", STAGES[:7])
-    built = {
-        key: value for key, value in engine("dense", "fp32").items() if key not in ("model", "reason", "measured_on")
-    }
-    results = [
-        {
-            "model": "dense",
-            "precision": "fp32",
-            "target": "SM86",
-            "engine": built | {"path": "a.engine"},
-            "reason": None,
-        },
-        {
-            "model": "dense",
-            "precision": "fp16",
-            "target": "SM86",
-            "engine": None,
-            "reason": "tensorrt is not installed",
-        },
-    ]
-    write_json(folder / "60-engine" / "stage.json", stage("60-engine", 6) | {"result": {"engines": results}})
-    render(folder)
-    first, second = document(folder)["engines"]
-    assert first["path"] == "60-engine/a.engine" and first["reason"] == "stage 70-check was not run"
-    assert second["path"] is None and second["sha256"] is None
-    text = section(page(folder).text, "Engines")
-    assert "not measured: stage 70-check was not run" in text and "60-engine/stage.json" in text
-    assert "not built: tensorrt is not installed" in text

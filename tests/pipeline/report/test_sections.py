@@ -1,0 +1,108 @@
+"""What the sections on the cut and on the engines say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.report.render import render
+from tests.pipeline.report.page import document, page, section
+from tests.pipeline.report.run_folder import STAGES, certificate, engine, stage, write_json, write_run
+
+
+def test_certificate_says_what_was_proved(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    render(run)
+    text = section(page(run).text, "Certificate of the cut")
+    assert "Largest relative difference4.1e-15, allowed 1e-09" in text
+    assert "Removed by proof from the weights5" in text
+    assert "Removed by measurement107" in text  # 11 and 96
+    assert "1,400 training images, 2 channels of the last census found alive" in text
+    assert "random, batch 2; 8 test images" in text
+    assert "Approximate" not in text
+    assert document(run)["surgery"]["evidence"] == {"by_proof": 5, "by_measurement": 107}
+    assert document(run)["surgery"]["frozen"] == [{"where": "fc", "reason": "output of the network", "channels": 10}]
+
+
+def test_certificate_without_a_law_or_with_another_activation_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    again = {"images": 9, "revived": 0, "largest_activation": {"gelu": 0.17, "relu": 0.0}, "approximate": ["gelu"]}
+    write_json(folder / "30-surgery" / "certificate.json", certificate() | {"law": None, "confirmation": again})
+    render(folder)
+    text = section(page(folder).text, "Certificate of the cut")
+    assert "Law in float64not checked: the cut was asked not to check it" in text
+    assert "Approximategelu: dead channels reach 0.17 there, not 0" in text
+    assert document(folder)["surgery"]["reasons"]["law"] == "the cut was asked not to check it"
+
+
+def test_alignments_that_were_timed_are_listed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rows = [
+        {
+            "align": "1",
+            "channels": 267,
+            "p50_ms": 10.02,
+            "p50_ms_low": 9.9,
+            "p50_ms_high": 10.1,
+            "rounds": 3,
+            "chosen": False,
+        },
+        {
+            "align": "16, 32",
+            "channels": 288,
+            "p50_ms": 0.92,
+            "p50_ms_low": 0.9,
+            "p50_ms_high": 0.95,
+            "rounds": 3,
+            "chosen": True,
+        },
+    ]
+    alignment = {"backend": "onnxruntime", "device": "cpu", "threads": 2, "batch": 32, "candidates": rows}
+    write_json(folder / "30-surgery" / "certificate.json", certificate() | {"alignment": alignment})
+    render(folder)
+    text = section(page(folder).text, "Alignments tried")
+    assert "onnxruntime on cpu, 2 threads, batch 32" in text
+    assert "16, 322880.920 ms (0.90 to 0.95)chosen" in text and text.count("chosen") == 1
+    assert [row["chosen"] for row in document(folder)["surgery"]["alignment"]["candidates"]] == [False, True]
+
+
+def test_engines_before_the_check_and_engines_that_were_not_built(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", STAGES[:7])
+    built = {
+        key: value for key, value in engine("dense", "fp32").items() if key not in ("model", "reason", "measured_on")
+    }
+    results = [
+        {
+            "model": "dense",
+            "precision": "fp32",
+            "target": "SM86",
+            "engine": built | {"path": "a.engine"},
+            "reason": None,
+        },
+        {
+            "model": "dense",
+            "precision": "fp16",
+            "target": "SM86",
+            "engine": None,
+            "reason": "tensorrt is not installed",
+        },
+    ]
+    write_json(folder / "60-engine" / "stage.json", stage("60-engine", 6) | {"result": {"engines": results}})
+    render(folder)
+    first, second = document(folder)["engines"]
+    assert first["path"] == "60-engine/a.engine" and first["reason"] == "stage 70-check was not run"
+    assert second["path"] is None and second["sha256"] is None
+    text = section(page(folder).text, "Engines")
+    assert "not measured: stage 70-check was not run" in text and "60-engine/stage.json" in text
+    assert "not built: tensorrt is not installed" in text
+
+
+def test_engines_of_which_some_were_measured_say_so_one_by_one(tmp_path: Path) -> None:
+    engines = [engine("dense", "fp32"), engine("compact", "fp16") | {"measured_on": "Example GPU", "reason": None}]
+    folder = write_run(tmp_path / "run", engines=engines)
+    render(folder)
+    text = section(page(folder).text, "Engines")
+    assert "not measured: no GPU on this machine" in text and "Example GPU" in text
+    assert "None was run here" not in text
+    markdown = (folder / "report.md").read_text("utf-8").split("### Engines")[1]
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and {row.count("|") for row in rows} == {8}
