@@ -11,7 +11,7 @@ from torch import fx, nn
 from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
 from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, positions
 from pipeline.surgery.ledger import Flags, Floats
-from pipeline.surgery.rules.weights import Weights, all_zero, prod_out, rows_of, summed
+from pipeline.surgery.rules.weights import Weights, not_zero, prod_out, rows_of, summed
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -69,28 +69,24 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     count = prod_out(weight, w)
     bias = np.zeros(count) if w.bias is None else a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
     known = None if incoming is None else a.ledger.constant(incoming)
-    if known is None or np.isnan(known).all():
-        still = all_zero(weight.detach().movedim(w.out_axis, 0)).cpu().numpy()
-        if w.out_axis == 1 and w.groups > 1:
-            still = np.tile(still, w.groups)
-        return np.where(still, bias, np.nan), False
-    assert incoming is not None
-    steady = (np.isfinite(known) & ((known == 0) | (not w.padded))).reshape(w.groups, -1)
-    group = np.arange(count) // (count // w.groups)
-    each = rows_of(weight, w)
+    each, group = rows_of(weight, w), np.arange(count) // (count // w.groups)
+    steady = np.zeros((w.groups, each.shape[1]), bool)
+    if known is not None:
+        steady = np.reshape(np.isfinite(known) & ((known == 0) | (not w.padded)), (w.groups, -1))
     values, census = np.full(count, np.nan), np.zeros(count, bool)
-    varying = torch.as_tensor(np.argmin(steady, 1)[group], device=each.device)  # one input of each that varies, if any
-    sample = each[torch.arange(count, device=each.device), varying, 0]
-    few = np.flatnonzero(sample.eq(0).cpu().numpy() | steady.all(1)[group])  # most outputs are done with at this point
-    some = each[torch.as_tensor(few, device=each.device)].ne(0).any(2).cpu().numpy()  # (few, in / groups)
-    still = few[~(some & ~steady[group[few]]).any(1)]
-    reach = some[~(some & ~steady[group[few]]).any(1)]
-    moving = reach.any(1)
-    local = np.nan_to_num(known).reshape(w.groups, -1)[group[still[moving]]]
-    total = each[torch.as_tensor(still[moving], device=each.device)].to(torch.float64).sum(2).cpu().numpy()
-    values[still] = bias[still]
-    values[still[moving]] += (total * local).sum(1)
-    census[still] = (a.ledger.measured(incoming).reshape(w.groups, -1)[group[still]] & reach).any(1)
+    varying = np.argmin(steady, 1)[group]  # an input of each that varies, if any does
+    few = np.flatnonzero((each[np.arange(count), varying, 0] == 0) | steady.all(1)[group])
+    some = not_zero(each, few)  # most outputs are done with at this point
+    values[few[~some]] = bias[few[~some]]
+    if known is None or incoming is None:
+        return values, False
+    few = few[some]
+    reach = (each[few] != 0).any(2)  # (few, in / groups)
+    rest = ~(reach & ~steady[group[few]]).any(1)
+    few, reach = few[rest], reach[rest]
+    local = np.nan_to_num(known).reshape(w.groups, -1)[group[few]]
+    values[few] = bias[few] + (each[few].sum(2, dtype=np.float64) * local).sum(1)
+    census[few] = (a.ledger.measured(incoming).reshape(w.groups, -1)[group[few]] & reach).any(1)
     return values, census
 
 

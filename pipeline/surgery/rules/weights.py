@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -33,13 +34,21 @@ def summed(weight: Tensor, w: Weights) -> Tensor:
     return flat if w.out_axis == 0 else flat.t()
 
 
-def rows_of(weight: Tensor, w: Weights) -> Tensor:
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's own memory where it lies on the CPU and NumPy has its type.
+
+    Large weights are read through NumPy, in one thread: a reading is over before threads that are busy elsewhere come.
+    """
+    values = tensor.detach().cpu()
+    return np.asarray((values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy())
+
+
+def rows_of(weight: Tensor, w: Weights) -> NDArray[Any]:
     """The weight as (out, in / groups, taps)."""
-    weight = weight.detach()
+    values = array_of(weight)
     if w.out_axis == 1:
-        weight = weight.transpose(0, 1)
-        weight = torch.cat(weight.chunk(w.groups, 1)) if w.groups > 1 else weight
-    return weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+        values = np.concatenate(np.split(values.swapaxes(0, 1), w.groups, 1))
+    return values.reshape(*values.shape[:2], -1)
 
 
 def reaches(weight: Tensor, w: Weights) -> Tensor:
@@ -49,12 +58,10 @@ def reaches(weight: Tensor, w: Weights) -> Tensor:
     return taps if w.out_axis == 0 else taps.t()
 
 
-def all_zero(rows: Tensor) -> Tensor:
-    """Whether each rows[i] is zero throughout; only rows that start with a zero are read to the end."""
-    still = rows[(slice(None),) + (0,) * (rows.dim() - 1)] == 0
-    if still.any():
-        still[still.clone()] = ~rows[still].flatten(1).ne(0).any(1)
-    return still
+def not_zero(rows: NDArray[Any], which: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of each of `which` of the rows (out, in, taps), whether any entry is not zero."""
+    read = rows.reshape(len(rows), -1).take(which, 0)
+    return np.asarray(np.abs(read, out=read).max(1) != 0)
 
 
 def prod_out(weight: Tensor, w: Weights) -> int:
