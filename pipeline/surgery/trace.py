@@ -43,6 +43,23 @@ class ConcreteProxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self.node.meta["val"])
 
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, operator.add, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, operator.sub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, operator.mul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, operator.truediv, other)
+
+    def _in_place(self, overwriting: Any, plain: Any, other: Any) -> Any:
+        """A tensor is overwritten, and so are the tensors that share its memory; a number is not."""
+        target = overwriting if isinstance(self.node.meta["val"], Tensor) else plain
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
     def __setitem__(self, index: Any, value: Any) -> None:
         """Record the assignment out of place; later reads of this proxy see the result."""
         self.node = self.tracer.create_proxy("call_function", with_item, (self, index, value), {}).node

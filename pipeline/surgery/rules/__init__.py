@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Rule, describe, leaves
 from pipeline.surgery.rules import (
+    aliases,
     convolution,
     elementwise,
     indexing,
@@ -36,6 +37,8 @@ FUNCTIONS: dict[str, Rule] = {
 
 def rule_for(a: Analysis, node: fx.Node) -> Rule | None:
     """The rule of a node, or None. Functions and methods of one name are one operation."""
+    if aliases.overwritten(a, node):
+        return aliases.frozen
     match node.op:
         case "placeholder":
             return plain.placeholder

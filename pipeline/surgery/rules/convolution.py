@@ -97,12 +97,13 @@ def average(a: Analysis, node: fx.Node) -> Result | None:
         return None
     if node.op == "call_module":
         m: Any = a.traced.module.get_submodule(str(node.target))
-        padding, counted = m.padding, m.count_include_pad
+        padding, counted, divisor = m.padding, m.count_include_pad, getattr(m, "divisor_override", None)
     else:
-        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
         given = {**dict(zip(names, a.value(node.args), strict=False)), **a.value(node.kwargs)}
         padding, counted = given.get("padding", 0), given.get("count_include_pad", True)
-    zeros = pads(padding) and counted
+        divisor = given.get("divisor_override")
+    zeros = (pads(padding) and counted) or divisor is not None
     return over_positions(
         a, node, x, tuple(node.meta["val"].shape), lambda v: torch.where(v == 0, v, torch.nan) if zeros else v
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from pipeline.surgery.analysis import Analysis, Result, Rule, describe
+from pipeline.surgery.analysis import Analysis, Result, Rule, describe, leaves
 from pipeline.surgery.labels import Field, Labels
 from pipeline.surgery.rules.merge import Evaluate, merge, product, quotient, strict
 
@@ -33,7 +33,19 @@ def unary(a: Analysis, node: fx.Node) -> Result | None:
     if not isinstance(x, Labels) or any(isinstance(v, Labels) for v in a.value(node.kwargs).values()):
         return None
     rest, call = a.value(node.args[1:]), _call(node, a)
+    if leaves(rest):
+        return None
     return merge(a, node, node.args[:1], x.shape, strict(lambda v: call(v, *rest)))
+
+
+def like(a: Analysis, node: fx.Node) -> Result | None:
+    """zeros_like, ones_like, full_like: constants, whatever they are like; of random numbers nothing is known."""
+    x = a.value(node.args[0]) if node.args else None
+    if not isinstance(x, Labels) or leaves(a.value((node.args[1:], node.kwargs))):
+        return None
+    fill = {"zeros_like": 0.0, "ones_like": 1.0, "full_like": a.value(node.args[1:2] or (torch.nan,))[0]}
+    value = float(fill.get(describe(a, node), torch.nan))
+    return merge(a, node, node.args[:1], x.shape, lambda values: torch.full_like(values[0], value))
 
 
 def same(a: Analysis, node: fx.Node) -> Result | None:
@@ -150,6 +162,7 @@ MODULES: dict[type[nn.Module], Rule] = {
 FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys((*ACTIVATIONS, *_UNARY), unary),
     **dict.fromkeys(_SAME.split(), same),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"), like),
     **dict.fromkeys(_STRICT, binary(strict)),
     **dict.fromkeys(("mul", "multiply", "imul"), binary(lambda call: product)),
     **dict.fromkeys(("div", "divide", "truediv", "itruediv"), binary(lambda call: quotient)),

@@ -109,7 +109,8 @@ def _reordered(node: fx.Node, x: Labels, axis: int, ids: Ids, index: Ids) -> Res
 def indexed(a: Analysis, node: fx.Node, x: Labels, steps: Steps, raw: Steps) -> Result:
     """`x[steps]`; `raw` are the same as the graph has them, where computed bounds are nodes."""
     out = _apply(x, steps)
-    a.freeze(node, "a single channel is taken out", lb.lost(x, [out]))
+    taken = Labels(x.shape, tuple(Field(f.axes, _at(f, x.shape, steps)) for f in x.fields))
+    a.freeze(node, "a single channel is taken out", lb.lost(taken, [out]))
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])
@@ -142,6 +143,15 @@ def _apply(x: Labels, steps: Steps) -> Labels:
         else:
             x, axis = lb.take(x, axis, np.arange(x.shape[axis])[step]), axis + 1
     return x
+
+
+def _at(f: Field, shape: tuple[int, ...], steps: Steps) -> Ids:
+    """The ids of a field that the steps take."""
+    ids = f.ids
+    for axis, step in enumerate(s for s in steps if s is not None):
+        if axis in f.axes:
+            ids = ids.take(np.atleast_1d(np.arange(shape[axis])[step]), f.axes.index(axis))
+    return ids
 
 
 def _places(full: Labels, kept: Labels, steps: Steps, out: Labels) -> list[Ids]:

@@ -65,6 +65,13 @@ def size(a: Analysis, node: fx.Node) -> Result:
     return node.meta["val"], _again(node)
 
 
+def made(a: Analysis, node: fx.Node) -> Result | None:
+    """new_zeros and its kin: a tensor of given sizes, of which it only takes dtype and device from another."""
+    if leaves(a.value((node.args[1:], node.kwargs))):
+        return None
+    return number(a, node)
+
+
 def attribute(a: Analysis, node: fx.Node) -> Result | None:
     if node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"):
         return size(a, node)
@@ -121,5 +128,5 @@ def _transposed(a: Analysis, node: fx.Node) -> Result | None:
 
 FUNCTIONS: dict[str, Rule] = {
     "size": size, "dim": size, "numel": size, "ndimension": size, "is_floating_point": size, "getattr": attribute,
-    "element_size": size, "len": size,
+    "element_size": size, "len": size, **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty"), made),
 }  # fmt: skip

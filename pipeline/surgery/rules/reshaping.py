@@ -76,12 +76,14 @@ def reshape(a: Analysis, node: fx.Node) -> Result | None:
         return None
     full = x.shape
     target = tuple(node.meta["val"].shape)
+    x = _alone(a, node, x, target)
     out = lb.reshape(x, target)
     a.freeze(node, "a single channel is left", lb.lost(x, [out]))
     shrink, parts = _shrinking(a, node, x, target, out), lb.blocks(full, target)
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])
+        source = Labels(source.shape, tuple(f for f in source.fields if x.at(f.axes[0]) is not None))
         sizes = _target(cut, source, full, target, shrink)
         made = lb.reshape(source, sizes, out, parts)
         _same_rows(out, made, shrink)
@@ -96,6 +98,17 @@ def reshape(a: Analysis, node: fx.Node) -> Result | None:
         return made
 
     return out, recast
+
+
+def _alone(a: Analysis, node: fx.Node, x: Labels, target: tuple[int, ...]) -> Labels:
+    """`x` without the fields that the reshape would merge with one another; they are frozen."""
+    merged = []
+    for ins, _ in lb.blocks(x.shape, target):
+        here = [f for f in x.fields if set(f.axes) & set(ins)]
+        merged += here if len(here) > 1 else []
+    for f in merged:
+        a.freeze(node, "two channel axes become one", f.ids)
+    return Labels(x.shape, tuple(f for f in x.fields if not any(f is g for g in merged)))
 
 
 def _batched(cut: Cut, node: fx.Node, sizes: tuple[int, ...]) -> list[Any]:
