@@ -32,7 +32,7 @@ def mix(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> Result:
         if columns is not None:
             a.ledger.tie(columns, incoming)
         known = a.ledger.constant(incoming)
-        can_fold = w.bias is not None or w.weight.endswith("weight")
+        can_fold = w.bias is not None or (w.weight.endswith("weight") and w.computed is None)
         folds = (known == 0) | (np.isfinite(known) & (not w.padded) & can_fold & (a.uses[a.canonical(w.weight)] == 1))
         a.ledger.read(incoming, folds)
         if w.groups > 1:
@@ -51,6 +51,8 @@ def mix(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> Result:
     a.ledger.tie(out, rows)
     if w.bias is not None:
         a.ledger.tie(out, a.axis_ids(w.bias, 0))
+    if w.computed is not None:
+        a.ledger.tie(out, _computed(a, node, w, rows))
     a.layers.append(Layer(node, w.name, w.weight, w.out_axis, out))
     shape = tuple(node.meta["val"].shape)
     passing = _passing(a, node, x, axis, w)
@@ -67,7 +69,9 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     """Constants of the output channels: what is left when nothing that varies reaches them."""
     weight = a.tensor(w.weight)
     count = prod_out(weight, w)
-    bias = np.zeros(count) if w.bias is None else a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
+    bias = np.full(count, 0.0 if w.computed is None else np.nan)
+    if w.bias is not None:
+        bias = a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
     known = None if incoming is None else a.ledger.constant(incoming)
     each, group = rows_of(weight, w), np.arange(count) // (count // w.groups)
     steady = np.zeros((w.groups, each.shape[1]), bool)
@@ -90,6 +94,16 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     return values, census
 
 
+def _computed(a: Analysis, node: fx.Node, w: Weights, rows: Ids) -> Ids:
+    """The channels of a bias that is computed; where it has none, those of the layer cannot go."""
+    f = a.value(w.computed).at(0)
+    if f is not None and f.axes == (0,):
+        ids: Ids = f.ids
+        return ids
+    a.freeze(node, "added to a bias that cannot be cut", rows)
+    return rows
+
+
 def _passing(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> list[tuple[Field, Ids, Ids]]:
     """Fields on other axes: their channels are mixed along `axis` only, and a zero one stays zero without a bias."""
     out = []
@@ -97,7 +111,8 @@ def _passing(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> li
         if axis in f.axes:
             continue
         unique, inverse = np.unique(f.ids, return_inverse=True)
-        known = np.where((a.ledger.constant(unique) == 0) & (w.bias is None), 0.0, np.nan)
+        plain = w.bias is None and w.computed is None
+        known = np.where((a.ledger.constant(unique) == 0) & plain, 0.0, np.nan)
         ids = a.ledger.fresh(known, a.ledger.measured(unique))
         a.ledger.tie(unique, ids)
         out.append((Field(f.axes, ids[inverse.ravel()].reshape(f.ids.shape)), unique, ids))
@@ -119,6 +134,10 @@ def _recast(
         _slice_groups(cut, node, w, arrived, incoming, rows, out)
     if w.bias is not None:
         cut.slice(w.bias, 0, rows, out)
+    if w.computed is not None and (f := cut.value(w.computed).at(0)) is not None:
+        before = cut.analysis.value(w.computed).at(0)
+        if not np.array_equal(positions(before.ids, f.ids), rows):
+            raise LayoutError("a computed bias keeps other channels than its layer", out)
     if incoming is not None and arrived is not None:
         _fold(cut, node, w, incoming, arrived, rows)
     shape = list(full)
@@ -183,10 +202,11 @@ def linear_function(a: Analysis, node: fx.Node) -> Result | None:
     x, weight, bias = given.get("input"), given.get("weight"), given.get("bias")
     if not isinstance(x, Labels) or not isinstance(weight, Labels) or weight.parameter is None:
         return None
-    if isinstance(bias, Labels) and bias.parameter is None:
-        return None
+    raw = {**dict(zip(("input", "weight", "bias"), node.args, strict=False)), **node.kwargs}.get("bias")
+    name = bias.parameter if isinstance(bias, Labels) else None
+    computed = raw if isinstance(raw, fx.Node) and isinstance(bias, Labels) and name is None else None
     owner = weight.parameter.rpartition(".")[0]
-    return mix(a, node, x, -1, Weights(owner, weight.parameter, bias.parameter if isinstance(bias, Labels) else None))
+    return mix(a, node, x, -1, Weights(owner, weight.parameter, name, computed=computed))
 
 
 MODULES: dict[type[nn.Module], Rule] = {
