@@ -79,7 +79,7 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
         steady = np.reshape(np.isfinite(known) & ((known == 0) | (not w.padded)), (w.groups, -1))
     values, census = np.full(count, np.nan), np.zeros(count, bool)
     varying = np.argmin(steady, 1)[group]  # an input of each that varies, if any does
-    few = np.flatnonzero((each[np.arange(count), varying, 0] == 0) | steady.all(1)[group])
+    few = np.flatnonzero((each[np.arange(count), varying, 0] == 0) | np.asarray(steady.all(1))[group])
     some = not_zero(each, few)  # most outputs are done with at this point
     values[few[~some]] = bias[few[~some]]
     if known is None or incoming is None:
