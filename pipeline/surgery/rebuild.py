@@ -14,6 +14,8 @@ from pipeline.surgery.copies import copy_modules
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
+CACHE_BYTES = 1 << 20
+
 
 def rebuild(
     analysis: Analysis, cut: Cut, gained: tuple[str, ...] = (), weights: fx.GraphModule | None = None
@@ -52,34 +54,36 @@ def rebuild(
 def cut_tensor(tensor: Tensor, name: str, cut: Cut) -> Tensor:
     """The entries of one parameter that stay, in memory of their own."""
     if name in cut.grouped:
-        return _cut_grouped(tensor, *cut.grouped[name])
-    out = tensor
+        out_axis, outs, ins = cut.grouped[name]
+        pairs = zip(outs, ins, strict=True) if out_axis == 0 else zip(ins, outs, strict=True)
+        blocks = zip(tensor.detach().chunk(len(outs), 0), pairs, strict=True)
+        return torch.cat([_taken(block, dict(enumerate(pair))) for block, pair in blocks])
+    indices = {}
     for axis in range(tensor.dim()):
         index = cut.slices.get((name, axis))
-        if (index is not None and len(index) < tensor.shape[axis]) or (
-            index is not None and (np.diff(index) != 1).any()
-        ):
-            out = _taken(out, axis, index)
-    return out.clone() if out is tensor else out
+        if index is not None and (len(index) < tensor.shape[axis] or (np.diff(index) != 1).any()):
+            indices[axis] = index
+    return _taken(tensor.detach(), indices) if indices else tensor.clone()
 
 
-def _taken(tensor: Tensor, axis: int, index: Ids) -> Tensor:
-    """Through NumPy on the CPU: its one thread copies faster than several that wait for each other."""
-    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(tensor.detach().numpy().take(index, axis))
-    return tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
-
-
-def _cut_grouped(weight: Tensor, out_axis: int, outs: Ids, ins: Ids) -> Tensor:
-    parts = []
-    groups = len(outs)
-    if out_axis == 0:
-        for block, o, i in zip(weight.chunk(groups, 0), outs, ins, strict=True):
-            parts.append(block[torch.as_tensor(o)][:, torch.as_tensor(i)])
-    else:
-        for block, o, i in zip(weight.chunk(groups, 0), outs, ins, strict=True):
-            parts.append(block[torch.as_tensor(i)][:, torch.as_tensor(o)])
-    return torch.cat(parts)
+def _taken(tensor: Tensor, indices: dict[int, Ids]) -> Tensor:
+    """Entries `indices[axis]` along each axis, through NumPy on the CPU: its one thread copies faster than several
+    that wait for each other, and rows that are cut while they lie in the cache are read once."""
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
+        for axis, index in indices.items():
+            tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+        return tensor
+    source = tensor.numpy()
+    if set(indices) != {0, 1}:
+        for axis, index in indices.items():
+            source = source.take(index, axis)
+        return torch.from_numpy(source)
+    rows, columns = indices[0], indices[1]
+    made = np.empty((len(rows), len(columns), *source.shape[2:]), source.dtype)
+    at_once = max(1, CACHE_BYTES // source[0].nbytes)
+    for i in range(0, len(rows), at_once):
+        source.take(rows[i : i + at_once], 0).take(columns, 1, out=made[i : i + at_once], mode="clip")
+    return torch.from_numpy(made)
 
 
 def _fold(cut: Cut, root: nn.Module) -> dict[fx.Node, str]:

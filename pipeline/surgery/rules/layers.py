@@ -76,7 +76,7 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     each, group = rows_of(weight, w), np.arange(count) // (count // w.groups)
     steady = np.zeros((w.groups, each.shape[1]), bool)
     if known is not None:
-        steady = np.reshape(np.isfinite(known) & ((known == 0) | (not w.padded)), (w.groups, -1))
+        steady = (np.isfinite(known) & np.logical_or(known == 0, not w.padded)).reshape(w.groups, -1)
     values, census = np.full(count, np.nan), np.zeros(count, bool)
     varying = np.argmin(steady, 1)[group]  # an input of each that varies, if any does
     few = np.flatnonzero((each[np.arange(count), varying, 0] == 0) | np.asarray(steady.all(1))[group])
