@@ -26,6 +26,11 @@ def layer_norm_over_kept(
     return out if bias is None else out + bias
 
 
+def mean_over_kept(x: Tensor, dims: list[int], keepdim: bool, share: float) -> Tensor:
+    """The mean over `dims` as if there were 1 / share times as many elements, those missing being zero."""
+    return x.mean(dims, keepdim=keepdim) * share
+
+
 def group_norm_over_kept(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, full: int
 ) -> Tensor:

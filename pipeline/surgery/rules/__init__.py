@@ -17,6 +17,7 @@ from pipeline.surgery.rules import (
     norms,
     pieces,
     plain,
+    reductions,
     reshaping,
     residual,
     resizing,
@@ -26,12 +27,12 @@ from pipeline.surgery.trace import PATH_DROPS
 
 MODULES: dict[type[nn.Module], Rule] = {
     **layers.MODULES, **convolution.MODULES, **norms.MODULES, **statistics.MODULES, **elementwise.MODULES,
-    **reshaping.MODULES, **resizing.MODULES, **mixing.MODULES,
+    **reshaping.MODULES, **resizing.MODULES, **reductions.MODULES,
 }  # fmt: skip
 FUNCTIONS: dict[str, Rule] = {
     **plain.FUNCTIONS, **elementwise.FUNCTIONS, **movement.FUNCTIONS, **reshaping.FUNCTIONS, **resizing.FUNCTIONS,
-    **pieces.FUNCTIONS, **indexing.FUNCTIONS, **mixing.FUNCTIONS, **layers.FUNCTIONS, **convolution.FUNCTIONS,
-    **norms.FUNCTIONS, **statistics.FUNCTIONS, **residual.FUNCTIONS,
+    **pieces.FUNCTIONS, **indexing.FUNCTIONS, **mixing.FUNCTIONS, **reductions.FUNCTIONS, **layers.FUNCTIONS,
+    **convolution.FUNCTIONS, **norms.FUNCTIONS, **statistics.FUNCTIONS, **residual.FUNCTIONS,
 }  # fmt: skip
 
 

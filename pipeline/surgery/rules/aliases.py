@@ -42,7 +42,7 @@ def _found(a: Analysis, graph: fx.Graph) -> set[fx.Node]:
 
 
 def _family(a: Analysis, start: fx.Node, result: fx.Node) -> set[fx.Node]:
-    """Every tensor that shares memory with `start`, not counting what is read from `result`, the call that overwrites."""
+    """Every tensor that shares memory with `start`, but for what is read from `result`, the call that overwrites."""
     family, todo = {start}, [start]
     while todo:
         n = todo.pop()

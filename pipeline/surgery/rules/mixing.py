@@ -1,109 +1,23 @@
-"""Reductions, softmax, matrix products and attention."""
+"""Matrix products, einsum and attention: pairs of channels that meet go together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import fx, nn
+from torch import fx
 
+from pipeline.surgery import labels as lb
 from pipeline.surgery.analysis import Analysis, Result, Rule
 from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
-from pipeline.surgery.rules.elementwise import over_positions
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
 
-
-def _dims(a: Analysis, node: fx.Node, rank: int) -> list[int] | None:
-    given = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else None))
-    dims = a.value(given)
-    if dims is None:
-        return list(range(rank))
-    if isinstance(dims, int):
-        dims = [dims]
-    if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
-        return None
-    return sorted(d % rank for d in dims)
-
-
-def reduce(a: Analysis, node: fx.Node) -> Result | None:
-    """mean, sum, amax, amin over positions, or over one axis of several along which a channel's copies lie."""
-    x = a.value(node.args[0])
-    if not isinstance(x, Labels):
-        return None
-    dims = _dims(a, node, len(x.shape))
-    val = node.meta["val"]
-    if dims is None or not isinstance(val, torch.Tensor):
-        return None
-    keepdim = len(val.shape) == len(x.shape)
-    name = str(getattr(node.target, "__name__", node.target))
-    count = int(np.prod([x.shape[d] for d in dims]))
-    pairs = []
-    for f in x.fields:
-        over = tuple(i for i, ax in enumerate(f.axes) if ax in dims)
-        if len(over) == len(f.axes):
-            a.freeze(node, f"{name} over the channels", f.ids)
-            continue
-        pairs.append((f, over, *_collapse(a, f, over, name, count)))
-
-    def out_axes(axes: tuple[int, ...]) -> tuple[int, ...]:
-        left = [ax for ax in axes if ax not in dims]
-        return tuple(left if keepdim else [ax - sum(d < ax for d in dims) for ax in left])
-
-    def recast(cut: Cut) -> Labels:
-        cut.freeze_numbers(node)
-        source, fields, shape = cut.value(node.args[0]), [], list(val.shape)
-        for f, over, ids, table, _ in pairs:
-            kept = source.at(f.axes[0]).ids
-            for i in sorted(over, reverse=True):
-                kept = kept.take(0, i)
-            axes = out_axes(f.axes)
-            fields.append(Field(axes, table[np.searchsorted(ids, kept)]))
-            for ax, n in zip(axes, kept.shape, strict=True):
-                shape[ax] = n
-        return Labels(tuple(shape), tuple(fields))
-
-    return Labels(tuple(val.shape), tuple(Field(out_axes(f.axes), made) for f, _, _, _, made in pairs)), recast
-
-
-def _collapse(a: Analysis, f: Field, over: tuple[int, ...], name: str, count: int) -> tuple[Ids, Ids, Ids]:
-    """Tie what is reduced together; (sorted ids of the representatives, their output ids, output ids in place)."""
-    ids = np.moveaxis(f.ids, over, range(len(over))).reshape(
-        -1, *[n for i, n in enumerate(f.ids.shape) if i not in over]
-    )
-    a.ledger.tie(ids[:1], ids)
-    known = a.ledger.constant(ids)
-    same = (known == known[:1]).all(0)
-    value = known[0] * (count if name == "sum" else 1.0)
-    unique, at = np.unique(ids[0], return_inverse=True)
-    first = np.zeros(len(unique), np.int64)
-    first[at.ravel()] = np.arange(at.size)
-    out = a.ledger.fresh(np.where(same, value, np.nan).ravel()[first], a.ledger.measured(ids).any(0).ravel()[first])
-    a.ledger.tie(unique, out)
-    return unique, out, out[at.ravel()].reshape(ids.shape[1:])
-
-
-def softmax(a: Analysis, node: fx.Node) -> Result | None:
-    """Over positions every channel stays itself; over one of several channel axes, its copies are tied."""
-    x = a.value(node.args[0])
-    if not isinstance(x, Labels):
-        return None
-    if node.op == "call_module":
-        dim = a.traced.module.get_submodule(str(node.target)).dim
-    else:
-        dim = a.value(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None))
-    if not isinstance(dim, int):
-        return None
-    f = x.at(dim % len(x.shape))
-    if f is not None:
-        if len(f.axes) == 1:
-            return None
-        at = f.axes.index(dim % len(x.shape))
-        a.ledger.tie(f.ids.take([0], at), f.ids)
-        a.ledger.read(f.ids, np.zeros(f.ids.shape, bool))
-    return over_positions(a, node, x, x.shape, lambda v: torch.full_like(v, torch.nan))
+Operand = Callable[["Cut"], Labels]  # what becomes of an operand in a cut
+Part = tuple[Operand, tuple[Field, Ids, Ids]]  # with its field, the field's ids in order, and their ids in the result
 
 
 def matmul(a: Analysis, node: fx.Node) -> Result | None:
@@ -113,22 +27,27 @@ def matmul(a: Analysis, node: fx.Node) -> Result | None:
     x, y = a.value(node.args[0]), a.value(node.args[1])
     if not isinstance(x, Labels) or not isinstance(y, Labels) or len(x.shape) < 2 or len(x.shape) != len(y.shape):
         return None
+    full = tuple(node.meta["val"].shape)
+    return product(a, node, x, y, full, lambda cut: cut.value(node.args[0]), lambda cut: cut.value(node.args[1]))
+
+
+def product(
+    a: Analysis, node: fx.Node, x: Labels, y: Labels, full: tuple[int, ...], left: Operand, right: Operand
+) -> Result:
+    """The matrix product of x and y, of shape `full`."""
     rank = len(x.shape)
-    if not contract(a, node, x, rank - 1, y, rank - 2):
-        return None
-    out = tuple(node.meta["val"].shape)
-    left = _through(a, node, x, rank - 2, rank - 1)
-    right = _through(a, node, y, rank - 1, rank - 2)
-    pairs = [(node.args[0], p) for p in left] + [(node.args[1], p) for p in right]
-    return _product(node, pairs, out)
+    contract(a, node, x, rank - 1, y, rank - 2)
+    parts: list[Part] = [(left, p) for p in _through(a, node, x, rank - 2, rank - 1)]
+    parts += [(right, p) for p in _through(a, node, y, rank - 1, rank - 2)]
+    return _product(node, parts, full)
 
 
-def _product(node: fx.Node, pairs: list[tuple[Any, tuple[Field, Ids, Ids]]], full: tuple[int, ...]) -> Result:
+def _product(node: fx.Node, parts: list[Part], full: tuple[int, ...]) -> Result:
     def recast(cut: Cut) -> Labels:
         cut.freeze_numbers(node)
         shape, fields = list(full), []
-        for arg, (f, unique, out) in pairs:
-            kept = cut.value(arg).at(f.axes[-1])
+        for operand, (f, unique, out) in parts:
+            kept = operand(cut).at(f.axes[-1])
             if kept is None:
                 raise LayoutError("channels of a product vanished", f.ids)
             fields.append(Field(f.axes, out[np.searchsorted(unique, kept.ids)]))
@@ -136,28 +55,60 @@ def _product(node: fx.Node, pairs: list[tuple[Any, tuple[Field, Ids, Ids]]], ful
                 shape[ax] = n
         return Labels(tuple(shape), tuple(fields))
 
-    fields = tuple(Field(f.axes, out[np.searchsorted(unique, f.ids)]) for _, (f, unique, out) in pairs)
+    fields = tuple(Field(f.axes, out[np.searchsorted(unique, f.ids)]) for _, (f, unique, out) in parts)
     return Labels(full, fields), recast
 
 
-def contract(a: Analysis, node: fx.Node, x: Labels, ax: int, y: Labels, ay: int) -> bool:
-    """Enter the contraction of axis `ax` of x with `ay` of y in the ledger; False where it is not understood."""
+def einsum(a: Analysis, node: fx.Node) -> Result | None:
+    """Two operands and one letter summed over: a matrix product between permutations."""
+    equation = a.value(node.args[0])
+    raw = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], list | tuple) else node.args[1:]
+    if not isinstance(equation, str) or len(raw) != 2 or not re.fullmatch("[^,>]+,[^,>]+->[^,>]+", equation):
+        return None
+    ins, out = equation.replace(" ", "").split("->")
+    p, q = ins.split(",")
+    x, y = a.value(raw[0]), a.value(raw[1])
+    order = _order(p, q, out)
+    if order is None or not isinstance(x, Labels) or not isinstance(y, Labels):
+        return None
+    batch, row, column, inner = order
+    to_x, to_y = [p.index(c) for c in batch + row + inner], [q.index(c) for c in batch + inner + column]
+    full = tuple(node.meta["val"].shape[out.index(c)] for c in batch + row + column)
+    back = [(batch + row + column).index(c) for c in out]
+    made, again = product(
+        a, node, lb.permute(x, to_x), lb.permute(y, to_y), full,
+        lambda cut: lb.permute(cut.value(raw[0]), to_x), lambda cut: lb.permute(cut.value(raw[1]), to_y),
+    )  # fmt: skip
+    return lb.permute(made, back), lambda cut: lb.permute(again(cut), back)
+
+
+def _order(p: str, q: str, out: str) -> tuple[str, str, str, str] | None:
+    """Letters of the batch, of a row, of a column, and summed over, where the equation is a matrix product."""
+    inner = "".join(c for c in p if c in q and c not in out)
+    batch = "".join(c for c in p if c in q and c in out)
+    row, column = ("".join(c for c in s if c not in inner + batch) for s in (p, q))
+    once = all(len(set(s)) == len(s) and s.isalpha() for s in (p, q, out))
+    matrix = len(inner) == len(row) == len(column) == 1 and sorted(out) == sorted(batch + row + column)
+    return (batch, row, column, inner) if once and matrix else None
+
+
+def contract(a: Analysis, node: fx.Node, x: Labels, ax: int, y: Labels, ay: int) -> None:
+    """Enter the contraction of axis `ax` of x with `ay` of y in the ledger."""
     f, g = x.at(ax), y.at(ay)
     if f is None and g is None:
-        return True
+        return
     if f is None or g is None:
         a.freeze(node, "a product with channels that cannot be cut", (f or g).ids)  # type: ignore[union-attr]
-        return True
+        return
     batch_f, batch_g = [i for i in f.axes if i != ax], [i for i in g.axes if i != ay]
     if batch_f != batch_g or any(x.shape[i] != y.shape[i] for i in batch_f):
         a.freeze(node, "a product of channels laid out differently", np.r_[f.ids.ravel(), g.ids.ravel()])
-        return True
+        return
     ids, other = np.moveaxis(f.ids, f.axes.index(ax), -1), np.moveaxis(g.ids, g.axes.index(ay), -1)
     a.ledger.tie(ids, other)
     zero = (a.ledger.constant(ids) == 0) | (a.ledger.constant(other) == 0)
     a.ledger.read(ids, zero)
     a.ledger.read(other, zero)
-    return True
 
 
 def _through(a: Analysis, node: fx.Node, x: Labels, own: int, gone: int) -> list[tuple[Field, Ids, Ids]]:
@@ -192,7 +143,7 @@ def attention(a: Analysis, node: fx.Node) -> Result | None:
                 a.freeze(node, "channels on another axis of attention", f.ids)
     passing = _through(a, node, v, rank - 1, -1)
     full = tuple(node.meta["val"].shape)
-    made, again = _product(node, [(raw["value"], p) for p in passing], full)
+    made, again = _product(node, [(lambda cut: cut.value(raw["value"]), p) for p in passing], full)
     width = q.shape[-1]
 
     def recast(cut: Cut) -> Labels:
@@ -203,10 +154,8 @@ def attention(a: Analysis, node: fx.Node) -> Result | None:
     return made, recast
 
 
-MODULES: dict[type[nn.Module], Rule] = {nn.Softmax: softmax, nn.LogSoftmax: softmax}
 FUNCTIONS: dict[str, Rule] = {
-    **dict.fromkeys(("mean", "sum", "amax", "amin"), reduce),
-    **dict.fromkeys(("softmax", "log_softmax"), softmax),
     **dict.fromkeys(("matmul", "bmm"), matmul),
+    "einsum": einsum,
     "scaled_dot_product_attention": attention,
 }

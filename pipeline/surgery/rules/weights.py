@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Weights:
     out_axis: int = 0
     groups: int = 1
     padded: bool = False  # zero padding lets a border see fewer channels: only zeros fold
+    computed: fx.Node | None = None  # a bias that is no parameter, but computed from some
 
     @property
     def in_axis(self) -> int:
