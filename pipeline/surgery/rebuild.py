@@ -53,37 +53,45 @@ def rebuild(
 
 def cut_tensor(tensor: Tensor, name: str, cut: Cut) -> Tensor:
     """The entries of one parameter that stay, in memory of their own."""
+    tensor = tensor.detach()
     if name in cut.grouped:
         out_axis, outs, ins = cut.grouped[name]
-        pairs = zip(outs, ins, strict=True) if out_axis == 0 else zip(ins, outs, strict=True)
-        blocks = zip(tensor.detach().chunk(len(outs), 0), pairs, strict=True)
-        return torch.cat([_taken(block, dict(enumerate(pair))) for block, pair in blocks])
+        rows, columns = (outs, ins) if out_axis == 0 else (ins, outs)
+        made = tensor.new_empty((rows.size, columns.shape[1], *tensor.shape[2:]))
+        blocks = zip(tensor.chunk(len(rows)), made.chunk(len(rows)), rows, columns, strict=True)
+        for block, target, i, j in blocks:
+            _take(block, {0: i, 1: j}, target)
+        return made
     indices = {}
-    for axis in range(tensor.dim()):
+    for axis, width in enumerate(tensor.shape):
         index = cut.slices.get((name, axis))
-        if index is not None and (len(index) < tensor.shape[axis] or (np.diff(index) != 1).any()):
+        if index is not None and (len(index) < width or (np.diff(index) != 1).any()):
             indices[axis] = index
-    return _taken(tensor.detach(), indices) if indices else tensor.clone()
+    if not indices:
+        return tensor.clone()
+    made = tensor.new_empty([len(indices.get(axis, range(width))) for axis, width in enumerate(tensor.shape)])
+    _take(tensor, indices, made)
+    return made
 
 
-def _taken(tensor: Tensor, indices: dict[int, Ids]) -> Tensor:
-    """Entries `indices[axis]` along each axis, through NumPy on the CPU: its one thread copies faster than several
-    that wait for each other, and rows that are cut while they lie in the cache are read once."""
+def _take(tensor: Tensor, indices: dict[int, Ids], target: Tensor) -> None:
+    """Entries `indices[axis]` along each axis. On the CPU NumPy copies, for its one thread is faster than several that
+    wait for each other, into memory from torch, for NumPy asks the system for huge pages, which are slow to come by."""
+    *first, (last, index) = indices.items()
     if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
-        for axis, index in indices.items():
-            tensor = tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
-        return tensor
-    source = tensor.numpy()
-    if set(indices) != {0, 1}:
-        for axis, index in indices.items():
-            source = source.take(index, axis)
-        return torch.from_numpy(source)
-    rows, columns = indices[0], indices[1]
-    made = np.empty((len(rows), len(columns), *source.shape[2:]), source.dtype)
-    at_once = max(1, CACHE_BYTES // source[0].nbytes)
-    for i in range(0, len(rows), at_once):
-        source.take(rows[i : i + at_once], 0).take(columns, 1, out=made[i : i + at_once], mode="clip")
-    return torch.from_numpy(made)
+        for axis, wanted in indices.items():
+            tensor = tensor.index_select(axis, torch.as_tensor(wanted, device=tensor.device))
+        target.copy_(tensor)
+        return
+    source, to = tensor.numpy(), target.numpy()
+    if list(indices) == [0, 1]:  # rows lose their columns while they lie in the cache
+        at_once = max(1, CACHE_BYTES // source[0].nbytes)
+        for i in range(0, len(to), at_once):
+            source.take(indices[0][i : i + at_once], 0).take(index, 1, out=to[i : i + at_once], mode="clip")
+        return
+    for axis, wanted in first:
+        source = source.take(wanted, axis)
+    source.take(index, last, out=to, mode="clip")
 
 
 def _fold(cut: Cut, root: nn.Module) -> dict[fx.Node, str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
-import torch
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids, LayoutError
 from pipeline.surgery.ledger import Flags, Floats, Freeze
+from pipeline.surgery.rules.weights import array_of
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,28 @@ def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
 
 
 class Strength:
-    """Per class the sum of squares of the weights that make it: which of the dead is the most alive."""
+    """Of a class the sum of squares of the weights that make it: which of the dead is the most alive."""
 
     def __init__(self, analysis: Analysis, classes: Ids) -> None:
-        self._analysis, self._classes = analysis, classes
+        self._analysis = analysis
+        lengths = [len(layer.ids) for layer in analysis.layers]
+        made = np.concatenate([np.zeros(0, np.int64), *(classes[layer.ids] for layer in analysis.layers)])
+        self._order = np.argsort(made, kind="stable")
+        self._made = made[self._order]  # class of each output channel of all layers, sorted
+        self._layer = np.repeat(np.arange(len(lengths)), lengths)[self._order]
+        self._channel = np.concatenate([np.zeros(0, np.int64), *map(np.arange, lengths)])[self._order]
 
-    @cached_property
-    def of_class(self) -> Floats:
-        out = np.zeros(int(self._classes.max()) + 1)
-        for layer in self._analysis.layers:
-            weight = self._analysis.tensor(layer.weight).detach()
-            norms = torch.linalg.vector_norm(weight.movedim(layer.axis, 0).flatten(1), dim=1).cpu().double().numpy()
-            np.add.at(out, self._classes[layer.ids], np.resize(norms, len(layer.ids)) ** 2)
+    def of(self, classes: Ids) -> Floats:
+        """`classes` sorted; reads the weights of these alone."""
+        low, high = (np.searchsorted(self._made, classes, side) for side in ("left", "right"))
+        at = np.concatenate([np.zeros(0, np.int64), *map(np.arange, low, high)])
+        out = np.zeros(len(classes))
+        for i in np.unique(self._layer[at]):
+            mine = at[self._layer[at] == i]
+            layer = self._analysis.layers[i]
+            rows = array_of(self._analysis.tensor(layer.weight)).swapaxes(0, layer.axis)
+            taken = rows.take(self._channel[mine] % len(rows), 0).reshape(len(mine), -1)
+            np.add.at(out, np.searchsorted(classes, self._made[mine]), np.square(taken, dtype=np.float64).sum(1))
         return out
 
 
@@ -131,6 +140,6 @@ def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int],
 
 
 def _keep_most_alive(choice: Choice, classes: Ids, count: int, rank: Strength) -> None:
-    gone = np.unique(classes[~choice.keep[classes]])
     if count > 0:
-        choice.keep[gone[np.argsort(-rank.of_class[gone], kind="stable")[:count]]] = True
+        gone = np.unique(classes[~choice.keep[classes]])
+        choice.keep[gone[np.argsort(-rank.of(gone), kind="stable")[:count]]] = True

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+CACHE_BYTES = 1 << 20  # of a weight are read at once
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -61,8 +63,12 @@ def reaches(weight: Tensor, w: Weights) -> Tensor:
 
 def not_zero(rows: NDArray[Any], which: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Of each of `which` of the rows (out, in, taps), whether any entry is not zero."""
-    read = rows.reshape(len(rows), -1).take(which, 0)
-    return np.asarray(np.abs(read, out=read).max(1) != 0)
+    flat, found = rows.reshape(len(rows), -1), np.zeros(len(which), bool)
+    at_once = max(1, CACHE_BYTES // max(1, flat[:1].nbytes))
+    for i in range(0, len(which), at_once):
+        read = flat.take(which[i : i + at_once], 0)
+        found[i : i + at_once] = np.abs(read, out=read).max(1) != 0
+    return found
 
 
 def prod_out(weight: Tensor, w: Weights) -> int:
