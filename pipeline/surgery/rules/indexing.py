@@ -194,7 +194,7 @@ def _taken(kept: Labels, steps: Steps, places: list[Ids], out: Labels) -> Labels
 
 def _rewrite(cut: Cut, node: fx.Node, full: Labels, kept: Labels, steps: Steps, raw: Steps, places: list[Ids]) -> None:
     """Slices of a channel axis get the bounds of what is left of them, or a selection where that is no slice."""
-    new, axis, changed = list(raw), 0, False
+    new, axis, changed = [_number(cut, r) for r in raw], 0, False
     source: Any = node.args[0]
     for n, step in enumerate(steps):
         if step is None:
@@ -207,6 +207,15 @@ def _rewrite(cut: Cut, node: fx.Node, full: Labels, kept: Labels, steps: Steps, 
         axis += 1
     if changed:
         cut.rewrite(node, operator.getitem, (source, tuple(new)))
+    else:
+        cut.freeze_numbers(node)
+
+
+def _number(cut: Cut, raw: Any) -> Any:
+    """A bound as it was, where it was computed from a width that has changed."""
+    if isinstance(raw, slice):
+        return slice(_number(cut, raw.start), _number(cut, raw.stop), _number(cut, raw.step))
+    return cut.analysis.value(raw) if isinstance(raw, fx.Node) and cut.value(raw) != cut.analysis.value(raw) else raw
 
 
 def _constant(a: Analysis, index: Any) -> Ids | None:

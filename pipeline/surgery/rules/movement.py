@@ -142,6 +142,7 @@ def repeat(a: Analysis, node: fx.Node) -> Result | None:
     out = Labels(shape, x.fields)
 
     def recast(cut: Cut) -> Labels:
+        cut.freeze_numbers(node)
         source = cut.value(node.args[0])
         return Labels(tuple(n * t for n, t in zip(source.shape, times, strict=True)), source.fields)
 

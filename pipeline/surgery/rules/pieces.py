@@ -49,6 +49,8 @@ def split(a: Analysis, node: fx.Node) -> Result | None:
             cut.rewrite(node, tuple, (parts,))
         elif counts != sizes:
             cut.rewrite(node, torch.split, (node.args[0], counts, axis))
+        else:
+            cut.freeze_numbers(node)
         return tuple(lb.take(source, axis, place, like=piece) for place, piece in zip(places, pieces, strict=True))
 
     return tuple(pieces), recast

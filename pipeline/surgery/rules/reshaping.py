@@ -87,10 +87,10 @@ def reshape(a: Analysis, node: fx.Node) -> Result | None:
         sizes = _target(cut, source, full, target, shrink)
         made = lb.reshape(source, sizes, out, parts)
         _same_rows(out, made, shrink)
-        if name in ("view", "reshape") and sizes != target:
-            given = sizes_of(node)
-            new = [g if g == -1 or cut.value(g) == s else s for g, s in zip(given, sizes, strict=True)]
-            cut.rewrite(node, torch.reshape, (node.args[0], new))
+        if name in ("view", "reshape"):
+            new = _arguments(cut, node, sizes, parts)
+            if new is not None:
+                cut.rewrite(node, torch.reshape, (node.args[0], new))
         elif name == "unflatten" and sizes != target:
             cut.rewrite(node, torch.reshape, (node.args[0], _batched(cut, node, sizes)))
         elif name in ("view_as", "reshape_as") and cut.value(node.args[1]).shape != sizes:
@@ -109,6 +109,23 @@ def _alone(a: Analysis, node: fx.Node, x: Labels, target: tuple[int, ...]) -> La
     for f in merged:
         a.freeze(node, "two channel axes become one", f.ids)
     return Labels(x.shape, tuple(f for f in x.fields if not any(f is g for g in merged)))
+
+
+def _arguments(cut: Cut, node: fx.Node, sizes: tuple[int, ...], parts: list[lb.Block]) -> list[Any] | None:
+    """The sizes to ask for, where those the code computes are no longer right; None where they are."""
+    given: tuple[Any, ...] = sizes_of(node)
+    batch = next(outs for ins, outs in parts if 0 in ins)
+    if len(given) != len(sizes):  # one node for all of them: the shape of some tensor
+        return (
+            None if tuple(cut.value(given[0])) == sizes else [-1 if i == batch[0] else s for i, s in enumerate(sizes)]
+        )
+    new = [g if g == -1 or cut.value(g) == s else s for g, s in zip(given, sizes, strict=True)]
+    wrong = [i for i, (g, n) in enumerate(zip(given, new, strict=True)) if g is not n]
+    if not wrong:
+        return None
+    if len(wrong) == 1 and wrong[0] in batch and -1 not in given:
+        new[wrong[0]] = -1  # a number would hold for one batch size
+    return new
 
 
 def _batched(cut: Cut, node: fx.Node, sizes: tuple[int, ...]) -> list[Any]:
