@@ -14,9 +14,30 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A copy in memory of its own; results that a module keeps between calls (caches) are copied without their past."""
+    memo = kept_results(model)
+    return copy.deepcopy(model, memo)
+
+
+def kept_results(model: nn.Module) -> dict[int, Any]:
+    """Tensors that modules keep and that have a gradient history, which `copy.deepcopy` refuses; detached copies."""
+    memo: dict[int, Any] = {}
+    todo: list[Any] = [v for m in model.modules() for k, v in vars(m).items() if k not in _TABLES]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, torch.Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+        elif type(value) in (dict, OrderedDict):
+            todo += value.values()
+        elif type(value) in (list, tuple):
+            todo += value
+    return memo
+
+
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy of the network whose parameters and buffers have shapes but no memory."""
-    memo: dict[int, Any] = {}
+    memo = kept_results(model)
     for p in model.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
     for b in model.buffers():
@@ -26,7 +47,7 @@ def meta_twin(model: nn.Module) -> nn.Module:
 
 def shallow_copy(model: nn.Module) -> nn.Module:
     """New module objects around the same parameters and buffers."""
-    return copy_modules(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    return copy_modules(model, kept_results(model) | {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
 def copy_modules(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

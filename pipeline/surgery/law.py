@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from pipeline.surgery.copies import deep_copy
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Labels, LayoutError, positions
 from pipeline.surgery.rebuild import rebuild
@@ -64,7 +64,7 @@ def anything_held(cut: Cut) -> bool:
 
 def doubled(module: nn.Module) -> nn.Module:
     """A float64 copy in eval mode."""
-    return copy.deepcopy(module).to(torch.float64).eval()
+    return deep_copy(module).to(torch.float64).eval()
 
 
 def fresh_inputs(example: Sequence[Tensor], batch: int, seed: int) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.copies import copy_modules
+from pipeline.surgery.copies import copy_modules, kept_results
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
@@ -26,7 +26,7 @@ def rebuild(
     network, in another precision perhaps, to take the parameters from.
     """
     source = analysis.traced.module if weights is None else weights
-    memo: dict[int, Any] = {}
+    memo = kept_results(source)
     tensors: dict[str, Tensor] = {}
     for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
         made = cut_tensor(tensor.detach(), name, cut)

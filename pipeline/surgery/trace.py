@@ -6,7 +6,7 @@ takes the branch the example inputs take. A submodule that cannot be followed be
 
 from __future__ import annotations
 
-import copy
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
-from pipeline.surgery.copies import meta_twin, shallow_copy
+from pipeline.surgery.copies import deep_copy, meta_twin, shallow_copy
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
 PATH_DROPS = ("StochasticDepth", "DropPath")
@@ -81,7 +81,7 @@ class ShapeTracer(fx.Tracer):
         super().__init__(param_shapes_constant=False)
         self._model = model
         self._opaque: nn.Module | None = None
-        self._inputs = iter([x.to("meta") for x in example_inputs])
+        self._inputs = [x.to("meta") for x in example_inputs]
         self._cached: dict[str, Any] = {}
         self._executing = False
 
@@ -90,6 +90,14 @@ class ShapeTracer(fx.Tracer):
             return attr_val
         self._cached = parameter_proxy_cache  # kept to forget the parameters of a submodule given up on
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One placeholder for each example input; what else forward takes keeps its default."""
+        given = list(inspect.signature(root_fn).parameters.values())[1:]
+        names = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names += [f"input_{i}" for i in range(len(names), len(self._inputs))]
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in names[: len(self._inputs)]]
+        return root_fn, [self.root, *inputs]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, OpenAttention | fx.GraphModule):
@@ -104,7 +112,7 @@ class ShapeTracer(fx.Tracer):
             return target(*args, **kwargs)  # functions registered with fx.wrap: their bodies can be followed
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "placeholder":
-            proxy.node.meta["val"] = next(self._inputs)
+            proxy.node.meta["val"] = self._inputs[len(self.graph.nodes) - 1]
         elif kind != "output":
             self._executing = True
             try:
@@ -144,7 +152,7 @@ class ShapeTracer(fx.Tracer):
         def real(x: Any) -> Any:
             return torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x
 
-        module = copy.deepcopy(self._model.get_submodule(path)).eval()
+        module = deep_copy(self._model.get_submodule(path)).eval()
         with torch.no_grad():
             out = module(*pytree.tree_map(real, args), **pytree.tree_map(real, kwargs))
         return pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, out)
@@ -214,7 +222,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     root: nn.Module = model
     frozen = None
     try:
-        graph = tracer.trace(twin, concrete_args=_defaults(twin, len(example_inputs)))
+        graph = tracer.trace(twin)
     except Exception as error:
         frozen = f"{type(model).__name__} cannot be traced ({first_line(error)})"
         root = nn.Module()
@@ -225,17 +233,6 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     _follow_aliases(graph, root)
     _erase_unread(graph, root)
     return Traced(fx.GraphModule(root, graph, type(model).__name__), example_inputs, frozen)
-
-
-def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:
-    """Arguments of forward beyond the example inputs, fixed at their defaults."""
-    import inspect
-
-    if isinstance(model, fx.GraphModule):
-        return None
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return {p.name: p.default for p in named[given:] if p.default is not p.empty} or None
 
 
 def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:

@@ -160,9 +160,15 @@ def _constants(
         if i in where:
             values.append(torch.from_numpy(known[where.index(i)].copy()))
         else:
-            values.append(torch.full((count,), torch.nan, dtype=torch.float64) if isinstance(x, Labels) else x)
+            values.append(torch.full((count,), _single(a, x), dtype=torch.float64) if isinstance(x, Labels) else x)
     measured = (a.ledger.measured(ids) & ~np.isnan(known)).any(0)
     return np.asarray(evaluate(values), dtype=np.float64), measured
+
+
+def _single(a: Analysis, x: Labels) -> float:
+    """The value of a parameter of one element, else NaN."""
+    one = x.parameter is not None and set(x.shape) <= {1}
+    return float(a.tensor(x.parameter).detach()) if x.parameter is not None and one else torch.nan
 
 
 def strict(function: Callable[..., Any]) -> Evaluate:
