@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from pipeline.models import build
 from pipeline.progress import Progress
 from pipeline.surgery import Anatomy, Compact, Source, save_compact
 from pipeline.surgery.align import cut_aligned, timing_of
+from pipeline.surgery.evidence import BATCH, Confirmation, confirm
 from pipeline.surgery.law import fresh_inputs
 from pipeline.surgery.plan import example_of
 from pipeline.surgery.shrink import finish
-from pipeline.surgery.stage import BATCH, confirm, cut_network
+from pipeline.surgery.stage import cut_network
 from pipeline.surgery.trace import trace
 from pipeline.training.census import census
 from runtime.errors import UserError
@@ -86,17 +87,11 @@ def _cut(
         compact = finish(network, analysis, choice, cut, tolerance=section.law_tolerance)
         compact.certificate["alignment"] = alignment
         return compact, None
-    dead, confirmation = _dead(network, shape, images, progress)
-    compact, difference = cut_network(section, network, images, dead, timing, progress)
-    compact.certificate["confirmation"] = confirmation
-    compact.certificate["max_abs_diff_fp32"] = difference
-    return compact, difference
+    return cut_network(settings.surgery, network, images, _dead(network, shape, images, progress), timing, progress)
 
 
-def _dead(
-    network: nn.Module, shape: tuple[int, int, int], images: Dataset, progress: Progress
-) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
-    """Channels that are dead on the whole training split, and how that was found."""
+def _dead(network: nn.Module, shape: tuple[int, int, int], images: Dataset, progress: Progress) -> Confirmation:
+    """Channels that are dead on the whole training split."""
     units = Anatomy(network, example_of(shape))
     try:
         progress.start("census", len(images.train))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data import Dataset, Split
@@ -16,13 +15,13 @@ from pipeline.models import build, load_weights
 from pipeline.progress import Progress
 from pipeline.surgery.align import Timing, cut_aligned
 from pipeline.surgery.anatomy import Anatomy
+from pipeline.surgery.evidence import Confirmation, change_of_outputs, confirm, evidence_of_groups
 from pipeline.surgery.law import Held, anything_held
 from pipeline.surgery.plan import CERTIFICATE, PLAN, WEIGHTS, Compact, Source, example_of, save_compact
 from pipeline.surgery.shrink import finish
+from pipeline.surgery.trace import trace
 from pipeline.training.census import load_census
 from pipeline.training.stage import Trained
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -59,20 +58,18 @@ def cut(
     load_weights(network, trained.weights)
     network.eval()
     example = example_of(data.input_shape)
-    dead, confirmation = None, None
+    confirmation = None
     if trained.census is not None:
         progress.start("surgery: confirming the census", len(data.train))
-        dead, confirmation = confirm(Anatomy(network, example), load_census(trained.census), data.train, progress)
+        confirmation = confirm(Anatomy(network, example), load_census(trained.census), data.train, progress)
     source = Source(name=model.name, args=dict(model.args), num_classes=len(data.names), input_shape=data.input_shape)
-    compact, worst = cut_network(section, network, data, dead, timing, progress)
-    compact.certificate["confirmation"] = confirmation
-    compact.certificate["max_abs_diff_fp32"] = worst
+    compact, worst = cut_network(section, network, data, confirmation, timing, progress)
     save_compact(compact, out, source)
     progress.stop()
     counts = compact.certificate["channels"]
     return Cut(
         out / PLAN, out / WEIGHTS, out / CERTIFICATE, counts["before"], counts["dead"], counts["after"],
-        0 if confirmation is None else confirmation["revived"], worst,
+        0 if confirmation is None else confirmation.revived, worst,
     )  # fmt: skip
 
 
@@ -80,62 +77,38 @@ def cut_network(
     section: config.Surgery,
     network: nn.Module,
     data: Dataset,
-    dead: Mapping[str, Tensor] | None,
+    confirmation: Confirmation | None,
     timing: Timing,
     progress: Progress,
 ) -> tuple[Compact, float]:
-    """The compact network, and its largest fp32 difference from dense-with-removed-held over the test split."""
-    from pipeline.surgery.trace import trace
+    """The compact network, and its largest fp32 difference from dense-with-removed-held over the test split.
 
+    The certificate gains `confirmation`, `alignment`, `max_abs_diff_fp32` and `change`: against the network given,
+    nothing held, on the test split and, where deaths are approximate, on the training split.
+    """
     traced = trace(network, example_of(data.input_shape))
     real = [(x,) for x in _few(data.test, (4, 7))]
+    dead = None if confirmation is None else confirmation.dead
     analysis, choice, cut, alignment = cut_aligned(
         traced, dead, section.align, section.residual, real[-1][0], timing, progress.note
     )
     compact = finish(network, analysis, choice, cut, real=real, tolerance=section.law_tolerance)
-    compact.certificate["alignment"] = alignment
-    names = {n.name: n for n in traced.module.graph.nodes}
-    reference: Any = Held(traced.module, cut, names).run if anything_held(cut) else network
-    return compact, _largest_difference(reference, compact.model, data.test)
-
-
-def confirm(
-    anatomy: Anatomy, dead: Mapping[str, Tensor], train: Split, progress: Progress
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A census over every training image. A channel that fires once is alive again.
-
-    Returns the confirmed masks and, for the certificate, the images seen, the channels revived, and per output the
-    largest activation of a channel that stays dead (0 for ReLU; what removing it changes at most for the others).
-    """
-    top = {name: torch.full((anatomy.watch[name],), -torch.inf) for name in dead}
-    low = {name: torch.full((anatomy.watch[name],), torch.inf) for name in dead}
-    seen = 0
-    for x, _ in train.batches(BATCH):
-        for name, value in anatomy.observe((x,)).items():
-            if name in dead:
-                lines = value.movedim(anatomy.axis[name], 0).flatten(1).cpu()
-                top[name] = torch.maximum(top[name], lines.amax(1))
-                low[name] = torch.minimum(low[name], lines.amin(1))
-        seen += len(x)
-        progress.update(seen, f"{seen} images")
-    kept: dict[str, Tensor] = {}
-    largest: dict[str, float] = {}
-    for name, mask in dead.items():
-        kept[name] = mask & (top[name] <= 0) if name in anatomy.exact else mask
-        size = torch.maximum(top[name].abs(), low[name].abs())[kept[name]]
-        if len(size):
-            largest[name] = float(size.max())
-    revived = sum(int((dead[n] & ~kept[n]).sum()) for n in dead)
-    approximate = sorted(set(kept) - anatomy.exact)
-    return kept, {"images": seen, "revived": revived, "largest_activation": largest, "approximate": approximate}
-
-
-@torch.no_grad()
-def _largest_difference(reference: Any, compact: fx.GraphModule, test: Split) -> float:
-    worst = 0.0
-    for x, _ in test.batches(BATCH):
-        worst = max(worst, float((reference(x) - compact(x)).abs().max()))
-    return worst
+    told = compact.certificate
+    told["alignment"] = alignment
+    told["confirmation"] = None if confirmation is None else confirmation.document()
+    if confirmation is not None:
+        evidence_of_groups(told["groups"], analysis, choice, confirmation)
+    change = change_of_outputs(network, compact.model, data.test)
+    approximate = confirmation is not None and confirmation.approximate
+    train = change_of_outputs(network, compact.model, data.train) if approximate else None
+    told["change"] = {"test": change, "train": train}
+    worst = change["max_abs"]
+    if anything_held(cut):
+        names = {n.name: n for n in traced.module.graph.nodes}
+        held = Held(traced.module, cut, names)
+        worst = change_of_outputs(held.run, compact.model, data.test)["max_abs"]
+    told["max_abs_diff_fp32"] = worst
+    return compact, worst
 
 
 def _few(split: Split, sizes: tuple[int, ...]) -> Iterator[Tensor]:

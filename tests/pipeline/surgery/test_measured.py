@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.data import Split
 from pipeline.progress import Silent
 from pipeline.surgery import anatomy, shrink
-from pipeline.surgery.stage import confirm
+from pipeline.surgery.evidence import confirm
 from runtime.errors import UserError
 from tests.pipeline.surgery.laws import difference, untouched
 from tests.pipeline.surgery.nets import conv, image, net, pooled, still
@@ -129,7 +129,8 @@ def test_one_image_of_the_training_set_that_fires_revives_a_channel() -> None:
     model = one_by_one(nn.ReLU())
     pictures = torch.full((600, 1, 2, 2), -3.0)
     pictures[599, 0, 1, 1] = 0.25  # the last image lights channels 0 and 1
-    dead, record = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 0, 1, 2, 3)}, Pictures(pictures), Silent())
+    seen = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 0, 1, 2, 3)}, Pictures(pictures), Silent())
+    dead, record = seen.dead, seen.document()
     assert dead["act"].tolist() == [False, False, True, True]
     assert record == {"images": 600, "revived": 2, "largest_activation": {"act": 0.0}, "approximate": []}
     assert shrink(model, (pictures[:2],), dead).plan.layers["conv.weight"] == (0, 1)
@@ -137,7 +138,8 @@ def test_one_image_of_the_training_set_that_fires_revives_a_channel() -> None:
 
 def test_a_census_that_was_right_is_confirmed_as_it_is() -> None:
     model, pictures = one_by_one(nn.ReLU()), torch.full((300, 1, 2, 2), -0.5)
-    dead, record = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 1, 3)}, Pictures(pictures), Silent())
+    seen = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 1, 3)}, Pictures(pictures), Silent())
+    dead, record = seen.dead, seen.document()
     assert torch.equal(dead["act"], mask(4, 1, 3))
     assert (record["images"], record["revived"]) == (300, 0)
 
@@ -146,7 +148,8 @@ def test_for_other_activations_death_is_an_approximation_and_bounded() -> None:
     """GELU at -2 and -3 is small, not zero: removing it changes the answers by at most its size times the weights."""
     model, pictures = one_by_one(nn.GELU()), torch.linspace(-1.2, -0.9, 512).reshape(128, 1, 2, 2)
     traced = anatomy(model, (pictures[:2],))
-    dead, record = confirm(traced, {"act": mask(4, 2, 3)}, Pictures(pictures), Silent())
+    seen = confirm(traced, {"act": mask(4, 2, 3)}, Pictures(pictures), Silent())
+    dead, record = seen.dead, seen.document()
     assert traced.exact == set()
     assert record["approximate"] == ["act"]
     largest = record["largest_activation"]["act"]
