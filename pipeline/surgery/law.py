@@ -102,29 +102,32 @@ def check_law(
     The cut is carried out on a float64 copy; `compact` must be that result rounded to its own precision.
     """
     traced = cut.analysis.traced
+    sets = [(f"random, batch {b}", fresh_inputs(traced.example_inputs, b, seed + b)) for b in (2, 3)]
+    sets += [(f"real, batch {len(r[0])}", r) for r in real]
+    wide = [(name, tuple(t.to(torch.float64) if t.is_floating_point() else t for t in x)) for name, x in sets]
+    wanted = answers(doubled(original), wide)  # before the next copy is made: these are large
     reference = doubled(traced.module)
     small = rebuild(cut.analysis, cut, weights=reference) if traced.frozen is None else doubled(compact)  # type: ignore[arg-type]
     _demand_rounded(small.eval(), compact)
     names = {n.name: n for n in traced.module.graph.nodes}
     held = Held(reference, cut, names) if anything_held(cut) else None  # type: ignore[arg-type]
-    plain = doubled(original)
-    sets = [(f"random, batch {b}", fresh_inputs(traced.example_inputs, b, seed + b)) for b in (2, 3)]
-    sets += [(f"real, batch {len(r[0])}", r) for r in real]
     worst = 0.0
-    for name, inputs in sets:
-        x = tuple(t.to(torch.float64) if t.is_floating_point() else t for t in inputs)
-        want = plain(*x)
+    for (name, x), answer in zip(wide, wanted, strict=True):
         if held is not None:
-            drift = relative(reference(*x), want)
+            drift = relative(reference(*x), answer)
             if drift > tolerance:
                 raise _broken("the traced network", drift, name, "the network's own forward", tolerance)
-            want = held.run(*x)
-        difference = relative(small(*x), want)
+        difference = relative(small(*x), answer if held is None else held.run(*x))
         if not difference <= tolerance:
             where = first_difference(reference, small, cut, x, tolerance)  # type: ignore[arg-type]
             raise _broken("the compact network", difference, name, where, tolerance)
         worst = max(worst, difference)
     return Law(worst, tolerance, tuple(n for n, _ in sets), held is not None)
+
+
+def answers(model: nn.Module, sets: Sequence[tuple[str, tuple[Tensor, ...]]]) -> list[Any]:
+    """What the network answers to each set of inputs."""
+    return [model(*inputs) for _, inputs in sets]
 
 
 def _demand_rounded(exact: nn.Module, compact: nn.Module) -> None:
