@@ -1,22 +1,31 @@
 """How often the latency comparison is right where the truth is known: a network against itself and slowed copies.
 
-    python -m benchmarks.gate_power --comparisons 200 --out benchmarks/results/gate_power.cpu.json
+    python -m benchmarks.gate_power --comparisons 200 --rows power.jsonl --limit-s 150 \
+        --out benchmarks/results/gate_power.cpu.json
 
 A slowed copy works on after each launch for 5 or 10 % of the time that launch took (and the few microseconds of doing
 so, which for a network of 50 us are some percent more). Each comparison opens its own two sessions. With c comparisons,
-c are made without slowing and c / 2 for each slowing, at every batch size.
+c are made of the network with itself and c / 2 with each slowed copy, in every case; with busy neighbours a fifth of
+them, as they last longer.
+
+Every comparison is added to the --rows file as it is made; started again with the same file, the script goes on where
+it stopped, so that a shared machine need be alone only for --limit-s at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -25,11 +34,31 @@ from export.onnx_from_torch import onnx_from_torch
 from pipeline import config
 from pipeline.models import build
 from runtime.backend import Session, open_session
-from runtime.device import environment
+from runtime.device import environment, fingerprint
+from runtime.errors import UserError
 from runtime.feeds import random_feeds
 from runtime.latency import Comparison, compare
 
 SLOWED_PCT = (0, 5, 10)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`busy` other processes compute all the time; `share` of the comparisons are made."""
+
+    batch: int
+    threads: int
+    busy: int = 0
+    share: float = 1.0
+
+
+CASES = {
+    "batch 32, 1 thread": Case(32, 1),
+    "batch 1, 1 thread": Case(1, 1),
+    "batch 32, 2 threads": Case(32, 2),
+    "batch 32, 1 thread, 2 busy neighbours": Case(32, 1, busy=2, share=0.2),
+}
 
 
 class Slowed:
@@ -51,72 +80,144 @@ class Slowed:
             pass
 
 
-def comparison(path: Path, batch: int, slowed_pct: int, options: argparse.Namespace) -> Comparison:
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """That many processes that compute without end."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def comparison(path: Path, case: Case, slowed_pct: int, time_limit_s: float) -> Comparison:
     """One comparison of a fresh pair of sessions."""
-    first, other = (open_session(path, device="cpu", threads=options.threads) for _ in range(2))
+    first, other = (open_session(path, device="cpu", threads=case.threads) for _ in range(2))
     second: Any = Slowed(other, slowed_pct / 100) if slowed_pct else other
     try:
-        feeds = [random_feeds(first, batch)] * 2
-        return compare([first, second], feeds, time_limit_s=options.time_limit_s, precision=options.precision)
+        feeds = [random_feeds(first, case.batch)] * 2
+        return compare([first, second], feeds, time_limit_s=time_limit_s)
     finally:
         first.close()
         other.close()
 
 
-def point(path: Path, batch: int, slowed_pct: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: the verdicts, and how far the ratio lies from the truth."""
-    count = options.comparisons if slowed_pct == 0 else max(1, options.comparisons // 2)
-    started = time.perf_counter()
-    told = []
-    for number in range(count):
-        told.append(comparison(path, batch, slowed_pct, options))
-        print(f"batch {batch}, slowed by {slowed_pct} %: {number + 1} of {count}", file=sys.stderr)
-    speedups = [result.speedups[0] for result in told]
-    verdicts = [speedup.verdict for speedup in speedups]
-    ratios = [speedup.ratio for speedup in speedups]
+def row_of(name: str, slowed_pct: int, told: Comparison) -> Row:
+    """What is kept of one comparison."""
+    speedup = told.speedups[0]
     return {
-        "batch": batch,
+        "device": fingerprint(),
+        "case": name,
         "slowed_pct": slowed_pct,
-        "comparisons": count,
-        **{
-            verdict.replace(" ", "_"): verdicts.count(verdict)
-            for verdict in ("faster", "not distinguishable", "slower")
-        },
-        "lowest_ratio": min(ratios),
-        "median_ratio": statistics.median(ratios),
-        "highest_ratio": max(ratios),
-        "intervals_with_1_pct": 100 * statistics.fmean(s.ci95[0] <= 1 <= s.ci95[1] for s in speedups),
-        "median_half_width_pct": 100 * statistics.median((s.ci95[1] - s.ci95[0]) / 2 / s.ratio for s in speedups),
-        "median_p50_ms": statistics.median(result.models[0].p50_ms for result in told),
-        "median_blocks": statistics.median(result.protocol["blocks"] for result in told),
-        "time_limit_reached": sum("time limit" in result.protocol["stopped"] for result in told),
-        "worst_load_1m": max(result.conditions["after"]["load_1m"] or 0.0 for result in told),
-        "comparison_s": (time.perf_counter() - started) / count,
+        "verdict": speedup.verdict,
+        "ratio": round(speedup.ratio, 5),
+        "ci95": [round(edge, 5) for edge in speedup.ci95],
+        "detectable": round(speedup.detectable, 4),
+        "p50_ms": round(told.models[0].p50_ms, 5),
+        "blocks": told.protocol["blocks"],
+        "time_limit": "time limit" in told.protocol["stopped"],
+        "others_busy_pct": told.conditions["others_busy_pct"],
+        "stolen_pct": told.conditions["stolen_pct"],
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints the table, and writes the results file where one is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comparisons", type=int, default=6, help="of the network with itself, for each batch size")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--time-limit-s", type=float, default=20.0)
-    parser.add_argument("--precision", type=float, default=0.01)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+def point(name: str, slowed_pct: int, rows: Sequence[Row]) -> Row:
+    """The verdicts of one case and slowing, and how far the ratio lies from the truth."""
+    verdicts = [row["verdict"] for row in rows]
+    ratios = [row["ratio"] for row in rows]
+    halves = [(row["ci95"][1] - row["ci95"][0]) / 2 / row["ratio"] for row in rows]
+    wrong = verdicts.count("faster") + (verdicts.count("slower") if slowed_pct == 0 else 0)
+    return {
+        "case": name,
+        "against": f"a copy slowed by {slowed_pct} %" if slowed_pct else "itself",
+        "comparisons": len(rows),
+        **{v.replace(" ", "_"): verdicts.count(v) for v in ("faster", "not distinguishable", "slower")},
+        "wrong_pct": 100 * wrong / len(rows),
+        "lowest_ratio": min(ratios),
+        "median_ratio": statistics.median(ratios),
+        "highest_ratio": max(ratios),
+        "median_half_width_pct": 100 * statistics.median(halves),
+        "median_detectable": statistics.median(row["detectable"] for row in rows),
+        "median_p50_ms": statistics.median(row["p50_ms"] for row in rows),
+        "median_blocks": statistics.median(row["blocks"] for row in rows),
+        "time_limit_reached": sum(row["time_limit"] for row in rows),
+        "most_others_busy_pct": max(row["others_busy_pct"] for row in rows),
+        "most_stolen_pct": max(row["stolen_pct"] for row in rows),
+    }
+
+
+def points(rows: Sequence[Row]) -> list[Row]:
+    """One point for each case and slowing that has comparisons."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["case"], row["slowed_pct"]), []).append(row)
+    order = sorted(groups, key=lambda key: (list(CASES).index(key[0]), key[1]))
+    return [point(*key, groups[key]) for key in order]
+
+
+def wanted(names: Sequence[str], comparisons: int, rows: Sequence[Row]) -> Iterator[tuple[str, int]]:
+    """Cases and slowings still to compare, in turn, so that every stretch of time holds some of each."""
+    missing = {}
+    for name in names:
+        for slowed in SLOWED_PCT:
+            done = sum(row["case"] == name and row["slowed_pct"] == slowed for row in rows)
+            share = CASES[name].share * (1.0 if slowed == 0 else 0.5)
+            missing[name, slowed] = max(1, int(comparisons * share)) - done
+    while any(count > 0 for count in missing.values()):
+        for key, count in missing.items():
+            if count > 0:
+                missing[key] -= 1
+                yield key
+
+
+def measured_before(path: Path) -> list[Row]:
+    """The comparisons of a file of rows; UserError where they were made on another machine."""
+    rows: list[Row] = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    here = fingerprint()
+    if there := next((row["device"] for row in rows if row["device"] != here), None):
+        raise UserError(f"{path} was measured on {there}", f"this machine, {here}", "name another file")
+    return rows
+
+
+def measure(options: argparse.Namespace, rows: list[Row], keep: TextIO | None) -> None:
+    """Add rows, each at once a line of `keep`, until nothing is missing or the time is over."""
+    end = time.monotonic() + options.limit_s
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         network = build(config.Model(name="demo:resnet"), num_classes=10, input_shape=(1, 8, 8)).eval()
         path = Path(folder) / "demo.onnx"
         onnx_from_torch(network, torch.zeros(2, 1, 8, 8), path, opset=18, max_abs_diff=1e-3, metadata={})
-        points = [point(path, batch, slowed, options) for batch in options.batches for slowed in SLOWED_PCT]
-    for row in points:
-        print(row)
+        for name, slowed in list(wanted(options.cases, options.comparisons, rows)):
+            if time.monotonic() > end:
+                break
+            with neighbours(CASES[name].busy):
+                rows.append(row_of(name, slowed, comparison(path, CASES[name], slowed, options.time_limit_s)))
+            if keep:
+                print(json.dumps(rows[-1], allow_nan=False), file=keep, flush=True)
+            print(f"{len(rows)}: {rows[-1]}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints the points, and writes the results file where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comparisons", type=int, default=6, help="of the network with itself, in each case")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--time-limit-s", type=float, default=6.0, help="of one comparison")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop, and keep what there is")
+    parser.add_argument("--rows", type=Path, help="JSON lines: goes on with the comparisons that are there")
+    parser.add_argument("--out", type=Path, help="results file")
+    options = parser.parse_args(arguments)
+    rows = measured_before(options.rows) if options.rows else []
+    with options.rows.open("a", encoding="utf-8") if options.rows else nullcontext() as keep:
+        measure(options, rows, keep)
+    for one in points(rows):
+        print(one)
     if options.out:
-        words = ["python", "-m", "benchmarks.gate_power", *(sys.argv[1:] if arguments is None else arguments)]
-        document = {"schema": 1, "command": " ".join(words), "environment": environment(), "n": options.comparisons}
-        write_json(options.out, {**document, "points": points})
+        command = f"python -m benchmarks.gate_power --comparisons {options.comparisons}"
+        document = {"schema": 1, "command": command, "environment": environment(), "n": options.comparisons}
+        write_json(options.out, {**document, "points": points(rows)})
 
 
 if __name__ == "__main__":

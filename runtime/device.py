@@ -1,4 +1,4 @@
-"""What this machine is, and how busy it is, so that figures are compared only where they can be."""
+"""What this machine is, so that figures are compared only where they can be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ LIBRARIES = (
     "demport", "numpy", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
     "onnxsim", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "safetensors",
 )  # fmt: skip
-_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def usable_cores() -> int:
@@ -115,18 +114,3 @@ def _os_name() -> str:
         return platform.freedesktop_os_release().get("PRETTY_NAME", platform.platform())
     except OSError:
         return platform.platform()
-
-
-def conditions() -> dict[str, Any]:
-    """How busy the machine is now: load_1m, governor, cpu_mhz, and per GPU clock (MHz), temperature (C), power (W);
-    null where the system does not say."""
-    import psutil
-
-    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
-    rows = _nvidia_smi("clocks.sm", "temperature.gpu", "power.draw") if gpus() else []
-    return {
-        "load_1m": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "governor": _GOVERNOR.read_text(encoding="utf-8").strip() if _GOVERNOR.is_file() else None,
-        "cpu_mhz": round(frequency.current) if frequency and frequency.current else None,
-        "gpus": [{"sm_mhz": row[0], "temperature_c": row[1], "power_w": row[2]} for row in rows],
-    }

@@ -10,9 +10,11 @@ before; at least 15 rounds, but no longer than a quarter of the time limit.
 **Length**: at least `min_blocks`, then until the half-width of every ratio's interval is at most `precision` of the
 ratio, or the time limit, or 3,000 blocks. At the time limit it stops even before `min_blocks`, and then the verdict is
 "not distinguishable".
+**End to end**: the same with the copies in and out inside the timed part, as a comparison of its own (`end_to_end`).
 **Interval**: 95 %, block bootstrap of the ratio of p50 (bootstrap.py).
 **Verdict**: "faster" ("slower") when the whole interval lies more than MIN_EFFECT on that side of 1: two sessions of
 one file differ by up to about that much for as long as they live, by where their memory lies, and no interval sees it.
+`detectable` is the smallest speedup that samples as noisy as these would have called "faster" in 80 of 100 comparisons.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from runtime.backend import Array, Session
 from runtime.bootstrap import RESAMPLES, ratio_interval, run_length
-from runtime.device import conditions
+from runtime.conditions import Watch
 
 Verdict = Literal["faster", "not distinguishable", "slower"]
 Clock = Callable[[], int]
@@ -41,20 +43,26 @@ _SHORTEST_NS = 50_000  # a timed sample lasts at least this long
 _WINDOW = 5  # rounds
 _STABLE = 0.05
 _FEWEST_BLOCKS = 5  # fewer make no interval
+_POWER80 = (
+    1 + 0.8416212335729143 / 1.959963984540054
+)  # in half-widths: the 80 % point of the normal on top of the 97.5 % one
 
 
 @dataclass(frozen=True)
 class Latency:
     """Of one session in milliseconds per launch: n samples of `repeats` launches each.
 
+    `images_per_s` is the batch (the first axis of the first input) over the mean; None where nothing is fed.
     `samples_ms` are in the order of time, at most MAX_SAMPLES of them, evenly spaced; the figures use all.
     """
 
     name: str
     p50_ms: float
     p95_ms: float
+    p99_ms: float
     mean_ms: float
     best_ms: float
+    images_per_s: float | None
     n: int
     repeats: int
     samples_ms: tuple[float, ...]
@@ -63,11 +71,12 @@ class Latency:
 @dataclass(frozen=True)
 class Speedup:
     """p50 of the first session over p50 of a later one (2.0: the later one takes half the time), and its 95 %
-    interval."""
+    interval. `detectable`: the smallest ratio that would probably have been found."""
 
     ratio: float
     ci95: tuple[float, float]
     verdict: Verdict
+    detectable: float
 
 
 @dataclass(frozen=True)
@@ -94,16 +103,16 @@ def compare(
 ) -> Comparison:
     """Times the sessions on their feeds (`feeds[i]` is bound to `sessions[i]`). `clock` counts nanoseconds."""
     assert len(sessions) == len(feeds) > 0
-    before = conditions()
+    watch = Watch()
     deadline = clock() + int(time_limit_s * 1e9)
     for session, feed in zip(sessions, feeds, strict=True):
         session.bind(feed)
     with _without_collector():
         repeats, rounds = _warm_up(sessions, clock, clock() + (deadline - clock()) // 4)
-        samples, stopped = _blocks(sessions, repeats, min_blocks, precision, seed, deadline, clock)
+        samples, stopped = _blocks(sessions, repeats, min_blocks, precision, seed, deadline, clock, watch)
     enough = len(samples) >= min_blocks
     return Comparison(
-        tuple(_latency(session, samples[:, i], repeats[i]) for i, session in enumerate(sessions)),
+        tuple(_latency(session, samples[:, i], repeats[i], feeds[i]) for i, session in enumerate(sessions)),
         tuple(speedup(samples[:, 0], samples[:, i], enough=enough, seed=seed) for i in range(1, len(sessions))),
         {
             "order": "ABBA, turning",
@@ -115,10 +124,37 @@ def compare(
             "run_length": run_length(len(samples)),
             "seed": seed,
             "min_effect": MIN_EFFECT,
+            "min_blocks": min_blocks,
+            "time_limit_s": time_limit_s,
+            "precision": precision,
         },
         tuple({"backend": session.backend, "device": session.device, **session.settings} for session in sessions),
-        {"before": before, "after": conditions()},
+        watch.document(),
     )
+
+
+def end_to_end(sessions: Sequence[Session], feeds: Sequence[Mapping[str, Array]], **options: Any) -> Comparison:
+    """`compare` with the copies of inputs and outputs inside the timed part: what a caller waits for. Options as
+    there."""
+    return compare([cast(Session, _WithCopies(*pair)) for pair in zip(sessions, feeds, strict=True)], feeds, **options)
+
+
+class _WithCopies:
+    """A session whose launch copies the inputs in first and whose wait copies the outputs back."""
+
+    def __init__(self, session: Session, feed: Mapping[str, Array]) -> None:
+        self._session, self._feed = session, feed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def launch(self) -> None:
+        self._session.bind(self._feed)
+        self._session.launch()
+
+    def wait(self) -> None:
+        self._session.wait()
+        self._session.fetch()
 
 
 def speedup(first: Array, other: Array, *, enough: bool = True, seed: int = 0) -> Speedup:
@@ -129,7 +165,7 @@ def speedup(first: Array, other: Array, *, enough: bool = True, seed: int = 0) -
         verdict = "faster"
     elif enough and high < 1 / (1 + MIN_EFFECT):
         verdict = "slower"
-    return Speedup(ratio, (low, high), verdict)
+    return Speedup(ratio, (low, high), verdict, (1 + MIN_EFFECT) * max(ratio / low, high / ratio) ** _POWER80)
 
 
 def _sample(session: Session, repeats: int, clock: Clock) -> float:
@@ -169,12 +205,14 @@ def _blocks(
     seed: int,
     deadline: int,
     clock: Clock,
+    watch: Watch,
 ) -> tuple[Array, str]:
     """Samples in nanoseconds, (blocks, sessions, 2), and what ended them."""
     taken: list[list[list[float]]] = []
     next_look = min_blocks
     while True:
         taken.append(_block(sessions, repeats, len(taken), clock))
+        watch.look()
         if len(taken) >= next_look:
             next_look = ceil(1.5 * len(taken))
             if _narrow(np.array(taken), precision, seed):
@@ -204,13 +242,15 @@ def _narrow(samples: Array, precision: float, seed: int) -> bool:
     return True
 
 
-def _latency(session: Session, samples: Array, repeats: int) -> Latency:
+def _latency(session: Session, samples: Array, repeats: int, feed: Mapping[str, Array]) -> Latency:
     """samples: nanoseconds (blocks, 2)."""
     ms = samples.ravel() / 1e6
-    p50, p95 = np.percentile(ms, [50, 95])
+    p50, p95, p99 = (float(value) for value in np.percentile(ms, [50, 95, 99]))
+    batch = next((len(array) for array in feed.values()), None)
     kept = ms[np.linspace(0, len(ms) - 1, min(len(ms), MAX_SAMPLES)).round().astype(int)]
     return Latency(
-        session.name, float(p50), float(p95), float(ms.mean()), float(ms.min()), len(ms), repeats,
+        session.name, p50, p95, p99, float(ms.mean()), float(ms.min()),
+        None if batch is None else 1000 * batch / float(ms.mean()), len(ms), repeats,
         tuple(float(value) for value in kept.round(6)),
     )  # fmt: skip
 

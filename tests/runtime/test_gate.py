@@ -61,7 +61,7 @@ def test_the_point_estimate_decides_on_accuracy(points: float, status: str, drop
     ],
 )
 def test_the_speedup_and_its_interval(ratio: float, low: float, high: float, limit: float, status: str) -> None:
-    told = speedup_gate(Speedup(ratio, (low, high), "faster"), limit, "ONNX Runtime, batch 32")
+    told = speedup_gate(Speedup(ratio, (low, high), "faster", 1.05), limit, "ONNX Runtime, batch 32")
     assert told.status == status
     assert (told.value, told.limit) == (ratio, limit)
     assert "ONNX Runtime, batch 32" in told.reason
@@ -70,7 +70,7 @@ def test_the_speedup_and_its_interval(ratio: float, low: float, high: float, lim
 
 @pytest.mark.parametrize("ratio", [0.5, 3.0])
 def test_a_speedup_that_rests_on_too_little_is_inconclusive(ratio: float) -> None:
-    told = speedup_gate(Speedup(ratio, (ratio, ratio), "faster"), 1.5, "b32", doubt="5 of 30 blocks")
+    told = speedup_gate(Speedup(ratio, (ratio, ratio), "faster", 1.05), 1.5, "b32", doubt="5 of 30 blocks")
     assert (told.status, told.value) == ("inconclusive", ratio)
     assert told.reason.endswith("; 5 of 30 blocks")
 

@@ -14,7 +14,7 @@ import pytest
 
 from runtime.backend import Array, TensorSpec, open_session
 from runtime.feeds import random_feeds
-from runtime.latency import MAX_SAMPLES, Comparison, compare, speedup
+from runtime.latency import MAX_SAMPLES, MIN_EFFECT, Comparison, Speedup, compare, end_to_end, speedup
 from tests.runtime.nets import write_onnx
 
 
@@ -83,7 +83,8 @@ def noisy(ms: float, seed: int) -> Callable[[int], float]:
 
 def test_figures_of_constant_times() -> None:
     result, _ = run(constant(2.0), constant(1.0))
-    assert [(m.p50_ms, m.p95_ms, m.mean_ms, m.best_ms) for m in result.models] == [(2.0,) * 4, (1.0,) * 4]
+    assert [(m.p50_ms, m.p95_ms, m.p99_ms, m.mean_ms, m.best_ms) for m in result.models] == [(2.0,) * 5, (1.0,) * 5]
+    assert [m.images_per_s for m in result.models] == [None, None]  # nothing is fed
     assert [m.n for m in result.models] == [60, 60]
     assert (result.speedups[0].ratio, result.speedups[0].ci95) == (2.0, (2.0, 2.0))
     assert result.speedups[0].verdict == "faster"
@@ -208,6 +209,52 @@ def test_verdicts_leave_out_differences_too_small_to_matter(ratio: float, verdic
     assert speedup(first * ratio, first, enough=False).verdict == "not distinguishable"
 
 
+def test_the_smallest_detectable_effect_by_simulation() -> None:
+    """Noise of 10 % a sample, 120 blocks: a model that is faster by just the detectable ratio is found in about 80 of
+    100 comparisons."""
+    generator = np.random.default_rng(3)
+    first, other = np.exp(0.1 * generator.standard_normal((2, 120, 2)))
+    assert speedup(np.full((50, 2), 2.0), np.full((50, 2), 2.0)).detectable == pytest.approx(1 + MIN_EFFECT)
+    told = float(np.median([_simulated(1.0, seed).detectable for seed in range(20)]))
+    assert 1.04 < told < 1.12
+    assert speedup(first, other).detectable > 1 + MIN_EFFECT
+    found = [_simulated(told, seed).verdict for seed in range(100, 200)]
+    assert 70 <= found.count("faster") <= 95
+    assert "slower" not in found
+
+
+def _simulated(ratio: float, seed: int) -> Speedup:
+    first, other = np.exp(0.1 * np.random.default_rng(seed).standard_normal((2, 120, 2)))
+    return speedup(ratio * first, other)
+
+
+class Copying(Timed):
+    """Copies take 3 ms in and 1 ms out; `log` tells the order."""
+
+    def bind(self, feeds: Mapping[str, Array]) -> None:
+        self.clock.now += 3e6
+        self.clock.log.append("bind")
+
+    def fetch(self) -> dict[str, Array]:
+        self.clock.now += 1e6
+        self.clock.log.append("fetch")
+        return {}
+
+
+def test_end_to_end_holds_the_copies() -> None:
+    clock = Clock()
+    sessions = [Copying(name, clock, constant(ms)) for name, ms in (("A", 4.0), ("B", 2.0))]
+    feeds = [{"input": np.zeros((8, 1), np.float32)}] * 2
+    result = end_to_end(sessions, feeds, clock=clock)
+    assert [m.p50_ms for m in result.models] == [8.0, 6.0]
+    assert [m.images_per_s for m in result.models] == pytest.approx([1000.0, 8000 / 6])
+    assert result.speedups[0].ratio == pytest.approx(8 / 6)
+    assert clock.log[-3:] == ["bind", clock.log[-2], "fetch"]
+    inside = compare(sessions, feeds, clock=clock)
+    assert inside.speedups[0].ratio == 2.0
+    assert [m.name for m in result.models] == ["A", "B"]
+
+
 def test_samples_are_thinned_for_the_report() -> None:
     result, _ = run(noisy(0.1, 1), noisy(0.1, 2), precision=1e-9, time_limit_s=1000)
     assert result.protocol["blocks"] == 3000
@@ -225,6 +272,7 @@ def test_real_sessions(tmp_path: Path) -> None:
     assert 0 < result.models[0].best_ms <= result.models[0].p50_ms <= result.models[0].p95_ms
     assert result.models[0].repeats > 1  # microseconds: several launches a sample
     assert result.settings[0]["denormals"] == "flushed to zero"
-    assert set(result.conditions) == {"before", "after"}
+    assert {"before", "after", "others_busy_pct", "stolen_pct"} <= set(result.conditions)
+    assert result.models[0].images_per_s == pytest.approx(2000 / result.models[0].mean_ms)
     for session in sessions:
         session.close()
