@@ -16,6 +16,7 @@ from pipeline.models import build
 from pipeline.progress import Progress
 from pipeline.surgery import Anatomy, Compact, Source, save_compact
 from pipeline.surgery.align import cut_aligned, timing_of
+from pipeline.surgery.computed import settle
 from pipeline.surgery.evidence import BATCH, Confirmation, confirm
 from pipeline.surgery.law import fresh_inputs
 from pipeline.surgery.plan import example_of
@@ -80,7 +81,7 @@ def _cut(
     if images is None:
         example = example_of(shape)
         samples = fresh_inputs(example, 8, settings.seed)[0]
-        traced = trace(network, example)
+        traced = settle(trace(network, example))
         analysis, choice, cut, alignment = cut_aligned(
             traced, None, section.align, section.residual, samples, timing, progress.note
         )

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from export.files import replacing
 from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.computed import settle
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 from pipeline.surgery.rebuild import rebuild
@@ -66,7 +67,8 @@ class Plan(Strict):
     """`layers`: weight name -> indices of the output channels that stay, for every layer that lost some.
 
     `streams`: the same for the sums of untied residual streams, by the name of the sum in the traced graph. `widths`:
-    channels before, of layers and streams. `biases`: biases that a layer gained by folding constants.
+    channels before, of layers and streams. `biases`: biases that a layer gained by folding constants. `computed`: calls
+    of the traced graph whose results became parameters (`pipeline.surgery.computed`).
     """
 
     schema_: int = Field(1, alias="schema", ge=1, le=1)
@@ -78,6 +80,7 @@ class Plan(Strict):
     streams: dict[str, tuple[int, ...]]
     widths: dict[str, int]
     biases: tuple[str, ...]
+    computed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,14 @@ def plan_of(analysis: Analysis, cut: Cut, network: str, before: Plan | None) -> 
     layers = _kept({x.weight: x.ids for x in analysis.layers}, old_layers, widths, cut)
     streams = _kept(analysis.streams, old_streams, widths, cut)
     biases = {w.removesuffix("weight") + "bias" for w, (_, bias, _) in cut.folds.items() if bias is None}
+    computed = tuple(name.removeprefix("computed_").removesuffix(".weight") for name in analysis.traced.computed)
     inputs = tuple(Input(shape=tuple(x.shape), dtype=str(x.dtype)) for x in analysis.traced.example_inputs)
     return Plan(
         schema=1, network=before.network if before else network, source=before.source if before else None,
         inputs=inputs, residual="untied" if analysis.residual == "untied" else "tied",
         layers=layers, streams=streams, widths=widths,
         biases=tuple(sorted(biases | set(() if before is None else before.biases))),
+        computed=(() if before is None else before.computed) + computed,
     )  # fmt: skip
 
 
@@ -160,7 +165,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> fx.GraphModule:
             "build that network",
         )
     example = tuple(torch.zeros(1, dtype=DTYPES[x.dtype]).expand(x.shape) for x in plan.inputs)
-    analysis = Analysis(trace(model, example), residual=plan.residual).run()
+    traced = settle(trace(model, example), only=plan.computed)
+    analysis = Analysis(traced, residual=plan.residual).run()
     if analysis.traced.frozen is not None and plan.widths:
         raise UserError(
             analysis.traced.frozen, "the network the plan was made for", "use the library versions of the cut"

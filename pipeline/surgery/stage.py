@@ -15,6 +15,7 @@ from pipeline.models import build, load_weights
 from pipeline.progress import Progress
 from pipeline.surgery.align import Timing, cut_aligned
 from pipeline.surgery.anatomy import Anatomy
+from pipeline.surgery.computed import settle
 from pipeline.surgery.evidence import Confirmation, change_of_outputs, confirm, evidence_of_groups
 from pipeline.surgery.law import Held, anything_held
 from pipeline.surgery.plan import CERTIFICATE, PLAN, WEIGHTS, Compact, Source, example_of, save_compact
@@ -86,7 +87,7 @@ def cut_network(
     The certificate gains `confirmation`, `alignment`, `max_abs_diff_fp32` and `change`: against the network given,
     nothing held, on the test split and, where deaths are approximate, on the training split.
     """
-    traced = trace(network, example_of(data.input_shape))
+    traced = settle(trace(network, example_of(data.input_shape)))
     real = [(x,) for x in _few(data.test, (4, 7))]
     dead = None if confirmation is None else confirmation.dead
     analysis, choice, cut, alignment = cut_aligned(

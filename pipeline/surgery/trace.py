@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
@@ -100,7 +101,7 @@ class ShapeTracer(fx.Tracer):
         return root_fn, [self.root, *inputs]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, OpenAttention | fx.GraphModule):
+        if isinstance(m, OpenAttention | fx.GraphModule | ParametrizationList) or is_parametrized(m):
             return False
         return type(m).__name__ in PATH_DROPS or super().is_leaf_module(m, module_qualified_name)
 
@@ -182,12 +183,15 @@ class ShapeTracer(fx.Tracer):
 
 @dataclass(frozen=True)
 class Traced:
-    """A graph over the network's own modules; `frozen` says why nothing could be traced, if so."""
+    """A graph over the network's own modules; `frozen` says why nothing could be traced, if so.
+
+    `computed`: parameters that stand for what the network computes (`settle`), by name, exact in float64.
+    """
 
     module: fx.GraphModule
     example_inputs: tuple[Tensor, ...]
     frozen: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    computed: dict[str, Tensor] = field(default_factory=dict)
 
 
 def first_line(error: BaseException) -> str:
@@ -231,7 +235,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
     _follow_aliases(graph, root)
-    _erase_unread(graph, root)
+    erase_unread(graph, root)
     return Traced(fx.GraphModule(root, graph, type(model).__name__), example_inputs, frozen)
 
 
@@ -273,7 +277,7 @@ def _follow_aliases(graph: fx.Graph, root: nn.Module) -> None:
         source.replace_all_uses_with(node, delete_user_cb=lambda user, seen=set(seen): user not in seen)  # type: ignore[misc]
 
 
-def _erase_unread(graph: fx.Graph, root: nn.Module) -> None:
+def erase_unread(graph: fx.Graph, root: nn.Module) -> None:
     """Erase calls whose results nobody reads (shape assertions, unused outputs)."""
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output") and not in_place(node, root):

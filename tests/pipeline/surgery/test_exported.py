@@ -33,7 +33,8 @@ def tall(name: str) -> tuple[nn.Module, int]:
     more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     with without_initialisation():
         model = models.get_model(name, weights=None, **more)
-    return kill(fill(model), classes=1000), 224 if name.startswith(("vit", "swin")) else 64
+    side = 224 if name.startswith(("vit", "swin")) else 64
+    return kill(fill(model, torch.zeros(1, 3, side, side)), classes=1000), side
 
 
 def answers_alike(compact: nn.Module, images: torch.Tensor, path: Path) -> float:

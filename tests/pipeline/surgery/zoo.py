@@ -23,8 +23,11 @@ def without_initialisation() -> Iterator[None]:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights of mean square 1.5 / fan-in, norms near 1, everything else within 0.2; in eval mode."""
+def fill(model: nn.Module, example: Tensor, seed: int = 0) -> nn.Module:
+    """Weights of mean square 1.5 / fan-in, norms near 1, everything else within 0.2; in eval mode.
+
+    Running statistics are those of two random images, for else activations can grow until rounding is all they are.
+    """
     g = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -34,10 +37,15 @@ def fill(model: nn.Module, seed: int = 0) -> nn.Module:
                 p.normal_(0.0, (1.5 / p[0].numel()) ** 0.5, generator=g)
             else:
                 p.uniform_(-0.2, 0.2, generator=g)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.uniform_(-0.1, 0.1, generator=g)
-            module.running_var.uniform_(0.5, 1.5, generator=g)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momentum = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = 1.0
+    if norms:
+        model.train()(torch.randn((2, *example.shape[1:]), generator=g))
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
     return model.eval()
 
 
