@@ -55,6 +55,15 @@ def test_values_at_growing_and_shrinking_batches(standing_in: None, tmp_path: Pa
     assert standins.Allocation.live == 0
 
 
+def test_layer_times_are_microseconds(standing_in: None, tmp_path: Path) -> None:
+    session = TrtSession(engine(tmp_path), "tensorrt")
+    session.bind({"input": images(2)})
+    times = session.layer_times(3)
+    assert times == {"Reformatting CopyNode for Input Tensor 0": [2.0] * 3, "gemm + relu": [5.0] * 3}
+    np.testing.assert_allclose(session.fetch()["logits"], expected(images(2)), rtol=0, atol=1e-6)
+    session.close()
+
+
 def test_copies_are_done_when_bind_returns(standing_in: None, tmp_path: Path) -> None:
     """Else they would run, and be timed, with the first launch."""
     session = TrtSession(engine(tmp_path), "tensorrt")
