@@ -7,44 +7,18 @@ re-runs that stage and what depends on it. Reading files and overrides is `confi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+from pipeline.config_publish import Publish
+from pipeline.config_section import Fraction, NonNegative, Positive, Section, impossible, once
+
 Precision = Literal["fp32", "fp16"]
 Target = Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121", "CURRENT"]
 SOURCES = "digits | npz:FILE | torchvision:NAME | imagefolder:DIR | module:function"
 MODELS = "demo:resnet | cifar:NAME | torchvision:NAME | timm:NAME | module:function"
 MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
-def impossible(key: str, found: str, expected: str, remedy: str) -> PydanticCustomError:
-    """The error of a value that is well typed but can never work; `key` is relative to the section that raises it."""
-    return PydanticCustomError(
-        "impossible",
-        "{found}; {expected}; {remedy}",
-        {"key": key, "found": found, "expected": expected, "remedy": remedy},
-    )
-
-
-def _once(key: str, values: Iterable[object]) -> None:
-    """Raise when a value is listed twice."""
-    seen: list[object] = []
-    for value in values:
-        if value in seen:
-            raise impossible(key, f"{value} is listed twice", "expected each value once", "remove one of the two")
-        seen.append(value)
-
-
-class Section(BaseModel):
-    """Frozen, strict, and closed: an unknown key or a value of another type is an error."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Data(Section):
@@ -150,8 +124,9 @@ class Surgery(Section):
 
 
 class Onnx(Section):
-    opset: Annotated[int, Field(ge=18, le=23)] = Field(
-        default=18, description="ONNX operator set of the exported graph."
+    opset: Literal[18, 19, 20, 21, 22, 23, "auto"] = Field(
+        default="auto",
+        description="ONNX operator set of the exported graph; auto: the first of 18, 20, 22 that passes.",
     )
     max_abs_diff: NonNegative = Field(
         default=1e-4, description="Largest absolute difference of ONNX Runtime's logits from torch's."
@@ -159,7 +134,10 @@ class Onnx(Section):
 
 
 class Simplify(Section):
-    enabled: bool = Field(default=True, description="Run onnxsim; false keeps the exported graph.")
+    enabled: bool = Field(
+        default=True,
+        description="Run onnxsim, then onnxslim where that fails the check; false keeps the exported graph.",
+    )
     max_abs_diff: NonNegative = Field(
         default=1e-4, description="Largest absolute difference of the simplified graph from its input."
     )
@@ -171,8 +149,8 @@ class PrecisionSection(Section):
     )
 
     @model_validator(mode="after")
-    def _listed_once(self) -> Self:
-        _once("graphs", self.graphs)
+    def _listedonce(self) -> Self:
+        once("graphs", self.graphs)
         return self
 
 
@@ -211,7 +189,7 @@ class Engine(Section):
     @model_validator(mode="after")
     def _something_to_build(self) -> Self:
         for key, values in (("targets", self.targets), ("precisions", self.precisions)):
-            _once(key, values)
+            once(key, values)
             if not values and self.flavour != "none":
                 raise impossible(key, f"{key} is empty", "expected at least one", "list one, or set flavour: none")
         return self
@@ -237,7 +215,7 @@ class Check(Section):
 
     @model_validator(mode="after")
     def _gate_is_measured(self) -> Self:
-        _once("batch_sizes", self.batch_sizes)
+        once("batch_sizes", self.batch_sizes)
         if self.gate_batch not in self.batch_sizes:
             listed = ", ".join(map(str, self.batch_sizes)) or "none"
             raise impossible(
@@ -267,6 +245,7 @@ class Config(Section):
     precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Lower precision in the graph.")
     engine: Engine = Field(default_factory=Engine, description="TensorRT engines.")
     check: Check = Field(default_factory=Check, description="Accuracy, latency and the verdict.")
+    publish: Publish = Field(default_factory=Publish, description="What `demport publish` writes for a server.")
 
     @model_validator(mode="after")
     def _engines_can_be_built_and_measured(self) -> Self:
