@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from runtime.errors import UserError
 MAX_BYTES = 2**31 - 1  # protobuf's limit for one message
 
 Array = NDArray[Any]
+Feeds = dict[str, Array]
+"""Rows for each input, by its name."""
 
 
 class GraphError(Exception):
@@ -103,19 +105,46 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, dtype, dims)
 
 
-def image_input(model: onnx.ModelProto, samples: Array, name: Path) -> TensorSpec:
-    """The one float32 (N, C, H, W) input that `samples` fit; `UserError` for another signature."""
+def feeds_of(model: onnx.ModelProto, samples: Array | Mapping[str, Array], name: Path) -> Feeds:
+    """`samples` by the name of the input they are for: rows (N, ...), as many for each. One array: the only input.
+
+    `UserError`: an input has none or a row has another shape. Types are made to fit.
+    """
     inputs = inputs_of(model)
-    if len(inputs) != 1 or inputs[0].dtype != "float32" or len(inputs[0].shape) != 4:
-        found = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in inputs) or "none"
-        raise UserError(f"{name} has the inputs {found}", "one float32 input (N, C, H, W)", "export such a graph")
-    if any(want not in (None, got) for want, got in zip(inputs[0].shape[1:], samples.shape[1:], strict=True)):
-        raise UserError(
-            f"the samples have the shape {list(samples.shape[1:])}",
-            f"{list(inputs[0].shape[1:])} as {name} takes them",
-            "use samples of the data set that the graph was exported for",
-        )
-    return inputs[0]
+    listed = listing(inputs)
+    if not isinstance(samples, Mapping):
+        if len(inputs) != 1 or len(inputs[0].shape) != samples.ndim:
+            raise UserError(
+                f"{name} has the inputs {listed}", f"one input of {samples.ndim} axes", "give samples for each by name"
+            )
+        samples = {inputs[0].name: samples}
+    feeds: Feeds = {}
+    for spec in inputs:
+        if spec.name not in samples:
+            raise UserError(
+                f"{name} has the inputs {listed}", f"samples for {spec.name}", "give samples for each by name"
+            )
+        given = samples[spec.name]
+        if given.ndim != len(spec.shape) or any(
+            want not in (None, got) for want, got in zip(spec.shape[1:], given.shape[1:], strict=True)
+        ):
+            raise UserError(
+                f"the samples have the shape {list(given.shape[1:])}",
+                f"{list(spec.shape[1:])} as {name} takes them",
+                "use samples of the data set that the graph was exported for",
+            )
+        feeds[spec.name] = given.astype(spec.dtype, copy=False)
+    return feeds
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch size that the inputs fix, None where it may vary."""
+    return next((spec.shape[0] for spec in inputs_of(model) if spec.shape and spec.shape[0] is not None), None)
+
+
+def listing(specs: Sequence[TensorSpec]) -> str:
+    """Inputs or outputs on one line."""
+    return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs) or "none"
 
 
 def open_graph(source: Path | onnx.ModelProto) -> Any:
@@ -132,10 +161,12 @@ def open_graph(source: Path | onnx.ModelProto) -> Any:
         raise GraphError(" ".join(str(error).split())[:300]) from error
 
 
-def run_graph(session: Any, images: Array) -> list[Array]:
-    """All outputs for `images` fed to the only input; `GraphError` if the run fails."""
+def run_graph(session: Any, feeds: Array | Mapping[str, Array]) -> list[Array]:
+    """All outputs for `feeds`, by input name or for the only input; `GraphError` if the run fails."""
+    if not isinstance(feeds, Mapping):
+        feeds = {session.get_inputs()[0].name: feeds}
     try:
-        return list(session.run(None, {session.get_inputs()[0].name: images}))
+        return list(session.run(None, dict(feeds)))
     except Exception as error:  # ONNX Runtime's errors share no base below Exception
         raise GraphError(" ".join(str(error).split())[:300]) from error
 
@@ -145,13 +176,26 @@ def rows(samples: Array, count: int) -> Array:
     return np.ascontiguousarray(samples[np.arange(count) % len(samples)])
 
 
-def probes(samples: Array, batch_sizes: Sequence[int]) -> list[Array]:
-    """For each batch size real rows, and noise of their mean and spread (the same on every call)."""
+def probes(samples: Feeds, batch_sizes: Sequence[int]) -> list[Feeds]:
+    """For each batch size real rows, and noise (the same on every call).
+
+    Noise has the mean and spread of float samples, and the values of integer ones in another order.
+    """
     noise = np.random.default_rng(0)
-    shape = samples.shape[1:]
-    spread = max(float(samples.std()), 1e-3)
-    drawn = [noise.normal(float(samples.mean()), spread, (size, *shape)).astype(np.float32) for size in batch_sizes]
-    return [rows(samples, size) for size in batch_sizes] + drawn
+
+    def drawn(values: Array, size: int) -> Array:
+        shape = (size, *values.shape[1:])
+        if values.dtype.kind != "f":
+            return noise.choice(values.reshape(-1), shape)
+        return noise.normal(float(values.mean()), max(float(values.std()), 1e-3), shape).astype(values.dtype)
+
+    real = [{name: rows(values, size) for name, values in samples.items()} for size in batch_sizes]
+    return real + [{name: drawn(values, size) for name, values in samples.items()} for size in batch_sizes]
+
+
+def batch_of(feeds: Feeds) -> int:
+    """Rows in it."""
+    return len(next(iter(feeds.values())))
 
 
 def worst_difference(first: Sequence[Array], second: Sequence[Array]) -> float:

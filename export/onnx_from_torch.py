@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -20,14 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from export import graph
+from export.signature import Example, eval_mode, inputs_named, outputs_of, rows
 from runtime.errors import UserError
 
 BATCH_SIZES = (1, 3, 8)
+OPSETS = (18, 20, 22)
+"""Tried in turn for `auto`: most readers know the oldest that the exporter writes; 20 brought Gelu and AffineGrid, 22
+bfloat16 convolutions."""
 
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """An exported graph; `max_abs_diff` is the largest difference from torch's logits over `batch_sizes`."""
+    """An exported graph; `max_abs_diff` is the largest difference from torch's outputs over `batch_sizes`.
+
+    `refused`: operator sets that `auto` tried before `opset`, each with the reason against it.
+    """
 
     path: Path
     opset: int
@@ -35,87 +43,96 @@ class OnnxGraph:
     bytes: int
     max_abs_diff: float
     batch_sizes: tuple[int, ...]
+    inputs: tuple[str, ...] = ("input",)
+    outputs: tuple[str, ...] = ("logits",)
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def onnx_from_torch(
-    model: nn.Module, example: Tensor, path: Path, *, opset: int, max_abs_diff: float, metadata: dict[str, str]
+    model: nn.Module,
+    example: Example,
+    path: Path,
+    *,
+    opset: int | Literal["auto"],
+    max_abs_diff: float,
+    metadata: dict[str, str],
 ) -> OnnxGraph:
-    """Writes `model` in eval mode to `path`: float32 input `input` (batch, C, H, W), output `logits` (batch, ...).
+    """Writes `model` in eval mode to `path`, the first axis of every input and output a dynamic batch.
 
-    `example` is (B, C, H, W) float32 on the model's device, B >= 1; its rows, taken in turn, are the samples whose
-    logits ONNX Runtime must reproduce within `max_abs_diff` at the batch sizes 1, 3 and 8. `metadata` goes into the
-    file's metadata_props. The module's modes are as before on return. `UserError`: torch cannot export the network
-    (with the exporter's reason), the batch does not stay dynamic, the values differ, or the file would exceed 2 GiB.
+    `example` is one tensor (B, ...) on the model's device, B >= 1, or a tuple of them; its rows, taken in turn, are the
+    samples whose outputs ONNX Runtime must reproduce within `max_abs_diff` at the batch sizes 1, 3 and 8. One input is
+    called `input` and one output `logits`; several have the network's own names (`export.signature`). `opset` auto is
+    the first of 18, 20 and 22 that passes. `metadata` goes into the file's metadata_props. The module's modes are as before
+    on return. `UserError`: torch cannot export the network (with the exporter's reason), the batch does not stay
+    dynamic, the values differ, or the file would exceed 2 GiB.
     """
-    assert example.dim() == 4 and example.dtype == torch.float32 and len(example) > 0
+    inputs = inputs_named(model, example)
+    assert all(value.dim() > 0 and len(value) > 0 for value in inputs.values())
     graph.check_size(sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())))
-    with _eval_mode(model), torch.no_grad():
-        expected = {size: _logits(model, _rows(example, size)) for size in BATCH_SIZES}
-        exported = _export(model, _rows(example, 2), opset)
-    _tidy(exported, metadata)
-    _check_form(exported, opset)
-    worst = _check_values(exported, example, expected, max_abs_diff)
+    with eval_mode(model), torch.no_grad():
+        samples = {size: {name: rows(value, size) for name, value in inputs.items()} for size in BATCH_SIZES}
+        expected = {size: outputs_of(model, feeds) for size, feeds in samples.items()}
+        pair = {name: rows(value, 2) for name, value in inputs.items()}
+        names = tuple(expected[1])
+        exported, worst, refused = _first_that_passes(model, pair, names, opset, samples, expected, max_abs_diff)
+    for key, value in sorted(metadata.items()):
+        exported.metadata_props.add(key=key, value=value)
     size = graph.write_graph(exported, path)
-    return OnnxGraph(path, opset, len(exported.graph.node), size, worst, BATCH_SIZES)
+    counts = graph.opset_of(exported), len(exported.graph.node), size
+    return OnnxGraph(path, *counts, worst, BATCH_SIZES, tuple(inputs), names, refused)
 
 
-def _rows(example: Tensor, count: int) -> Tensor:
-    return example[torch.arange(count, device=example.device) % len(example)]
+Samples = Mapping[int, Mapping[str, Tensor]]
+Expected = Mapping[int, Mapping[str, graph.Array]]
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every submodule gets its own mode back (some may be frozen in eval within train)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _first_that_passes(
+    model: nn.Module,
+    pair: dict[str, Tensor],
+    names: tuple[str, ...],
+    opset: int | Literal["auto"],
+    samples: Samples,
+    expected: Expected,
+    max_abs_diff: float,
+) -> tuple[onnx.ModelProto, float, dict[str, str]]:
+    """The graph, its worst difference, and the operator sets refused before. Where all are, the first's error."""
+    refused: dict[str, UserError] = {}
+    for version in OPSETS if opset == "auto" else (opset,):
+        try:
+            exported = _export(model, pair, names, version)
+            _tidy(exported)
+            _check_form(exported, version)
+            worst = _check_values(exported, samples, expected, max_abs_diff)
+        except UserError as error:
+            refused[str(version)] = error
+        else:
+            return exported, worst, {number: error.found for number, error in refused.items()}
+    raise next(iter(refused.values()))
 
 
-def _logits(model: nn.Module, images: Tensor) -> graph.Array:
-    try:
-        logits = model(images)
-    except Exception as error:  # whatever the user's own forward raises
-        raise UserError(
-            f"the network fails on a batch of {len(images)}: {type(error).__name__}: {graph.first_line(error)}",
-            "a network that takes any batch size",
-            "do not fix the batch size in forward()",
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() == 0 or len(logits) != len(images):
-        found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(
-            f"the network returns {found} for a batch of {len(images)}",
-            "one tensor of logits with a row per image",
-            "wrap the network so that forward() returns the logits alone",
-        )
-    if not bool(torch.isfinite(logits).all()):
-        raise UserError("the network's own logits are not finite", "finite logits", "check its weights and its input")
-    return np.asarray(logits.detach().cpu().numpy(), np.float32)
-
-
-def _export(model: nn.Module, example: Tensor, opset: int) -> onnx.ModelProto:
+def _export(model: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], opset: int) -> onnx.ModelProto:
     """The exporter's ModelProto. What torch writes to stderr is shown after a success; a failure shows its reason.
 
     On a failure torch dumps the traced program there, by print as well as by its loggers.
     """
     said = io.StringIO()
+    batch = torch.export.Dim("batch", min=1)
     with redirect_stderr(said), warnings.catch_warnings():
         # torch 2.11's own use of a class that torch deprecates, in torch.export's decompositions
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        # said of every input but the first: they have the batch in common
+        warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
         try:
             program = torch.onnx.export(
                 model,
-                (example,),
+                tuple(inputs.values()),
                 dynamo=True,
                 verbose=False,
                 external_data=False,
                 opset_version=opset,
-                input_names=["input"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
             )
         except Exception as error:  # the exporter passes on whatever tracing the user's forward raises
             raise UserError(
@@ -142,8 +159,8 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {graph.first_line(error)}"
 
 
-def _tidy(model: onnx.ModelProto, metadata: dict[str, str]) -> None:
-    """Drops what the exporter notes about source files, and sets the file's own metadata."""
+def _tidy(model: onnx.ModelProto) -> None:
+    """Drops what the exporter notes about source files."""
     for items in (model.graph.node, model.graph.value_info, model.graph.initializer):
         for item in items:
             item.ClearField("metadata_props")
@@ -155,8 +172,6 @@ def _tidy(model: onnx.ModelProto, metadata: dict[str, str]) -> None:
             node.ClearField("metadata_props")
     model.graph.ClearField("metadata_props")
     model.ClearField("metadata_props")
-    for key, value in sorted(metadata.items()):
-        model.metadata_props.add(key=key, value=value)
 
 
 def _check_form(model: onnx.ModelProto, opset: int) -> None:
@@ -177,15 +192,20 @@ def _check_form(model: onnx.ModelProto, opset: int) -> None:
             )
 
 
-def _check_values(
-    model: onnx.ModelProto, example: Tensor, expected: dict[int, graph.Array], max_abs_diff: float
-) -> float:
-    session = graph.open_graph(model)
+def _check_values(model: onnx.ModelProto, samples: Samples, expected: Expected, max_abs_diff: float) -> float:
     worst = 0.0
-    for size, logits in expected.items():
-        images = np.asarray(_rows(example, size).detach().cpu().numpy())
+    try:
+        session = graph.open_graph(model)
+    except graph.GraphError as error:
+        raise UserError(
+            f"ONNX Runtime does not load the exported graph: {error}",
+            "a graph that runs",
+            "export another operator set",
+        ) from error
+    for size, outputs in expected.items():
+        feeds = {name: np.asarray(value.detach().cpu().numpy()) for name, value in samples[size].items()}
         try:
-            difference = graph.worst_difference(graph.run_graph(session, images), [logits])
+            difference = graph.worst_difference(graph.run_graph(session, feeds), list(outputs.values()))
         except graph.GraphError as error:
             raise UserError(
                 f"ONNX Runtime fails on the exported graph at batch {size}: {error}",

@@ -55,7 +55,8 @@ def cast(source: Path, path: Path, *, precision: Literal["fp16"], samples: graph
     """
     assert precision == "fp16"
     model = graph.read_graph(source)
-    spec = graph.image_input(model, samples, source)
+    graph.feeds_of(model, samples, source)
+    fixed = graph.fixed_batch(model)
     _check_weights(model, source)
     converted = _to_fp16(model, source)
     types = _types(converted)
@@ -67,8 +68,8 @@ def cast(source: Path, path: Path, *, precision: Literal["fp16"], samples: graph
             "leave fp16 out for this network",
         )
     try:
-        largest = _largest_activation(model, types, graph.rows(samples, spec.shape[0] or 4), source)
-        sizes = BATCH_SIZES if spec.shape[0] is None else (spec.shape[0],)
+        largest = _largest_activation(model, types, graph.rows(samples, fixed or 4), source)
+        sizes = BATCH_SIZES if fixed is None else (fixed,)
         worst = _difference(model, converted, [graph.rows(samples, size) for size in sizes])
     except graph.GraphError as error:
         raise UserError(

@@ -1,9 +1,14 @@
-"""onnxsim, taken only where ONNX Runtime finds the same values and the batch stays dynamic."""
+"""A simplified graph, taken only where ONNX Runtime finds the same values and the axes stay as they were.
+
+A ladder: onnxsim, then onnxslim where that is installed, then the graph as it is.
+"""
 
 from __future__ import annotations
 
+import copy
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,55 +23,85 @@ BATCH_SIZES = (1, 5)
 
 @dataclass(frozen=True)
 class Simplified:
-    """The graph to go on with; `reason` says why onnxsim's was refused, None where it was used.
+    """The graph to go on with; `refused` has each simplifier that was tried before it, with the reason against it.
 
     `max_abs_diff` is of the graph that was used: 0.0 for the original.
     """
 
     path: Path
-    used: Literal["onnxsim", "original"]
-    reason: str | None
+    used: Literal["onnxsim", "onnxslim", "original"]
     nodes_before: int
     nodes_after: int
     max_abs_diff: float
+    refused: dict[str, str] = field(default_factory=dict)
 
 
-def simplify(source: Path, path: Path, *, max_abs_diff: float, samples: graph.Array) -> Simplified:
-    """Writes `source` simplified by onnxsim to `path`, or `source` unchanged.
+def simplify(
+    source: Path, path: Path, *, max_abs_diff: float, samples: graph.Array | graph.Feeds, tools: tuple[str, ...] = ()
+) -> Simplified:
+    """Writes `source` to `path` as the first of `tools` simplifies it that passes, or unchanged; () stands for all.
 
-    The simplified graph is used if onnx.checker accepts it, its inputs and outputs have the same names, types and
-    dimensions (fixed and dynamic alike), and ONNX Runtime's outputs differ by at most `max_abs_diff` at the batch sizes
-    1 and 5 (the fixed one where the batch is fixed), on rows of `samples` (N, C, H, W) float32 and on noise.
-    `UserError`: `source` is no ONNX file, does not run, or does not take the samples.
+    A graph passes if onnx.checker accepts it, its inputs and outputs have the same names, types and dimensions (fixed
+    and dynamic alike), and ONNX Runtime's outputs differ by at most `max_abs_diff` at the batch sizes 1 and 5 (the
+    fixed one where the batch is fixed), on rows of `samples` (N, ...) and on noise. `UserError`: `source` is no ONNX
+    file, does not run, or does not take the samples.
     """
     before = graph.read_graph(source)
-    spec = graph.image_input(before, samples, source)
-    probes = graph.probes(samples, BATCH_SIZES if spec.shape[0] is None else (spec.shape[0],))
+    feeds = graph.feeds_of(before, samples, source)
+    fixed = graph.fixed_batch(before)
+    probes = graph.probes(feeds, BATCH_SIZES if fixed is None else (fixed,))
     try:
         session = graph.open_graph(before)
-        expected = [graph.run_graph(session, images) for images in probes]
+        expected = [graph.run_graph(session, probe) for probe in probes]
     except graph.GraphError as error:
         raise UserError(f"ONNX Runtime fails on {source}: {error}", "a graph that runs", "export it again") from error
-    after, reason = _onnxsim(before)
-    difference = 0.0
-    if after is not None:
-        reason, difference = _refusal(before, after, probes, expected, max_abs_diff)
-    if after is None or reason is not None:
-        with replacing(path) as temporary:
-            shutil.copyfile(source, temporary)
-        return Simplified(path, "original", reason, len(before.graph.node), len(before.graph.node), 0.0)
-    graph.write_graph(after, path)
-    return Simplified(path, "onnxsim", None, len(before.graph.node), len(after.graph.node), difference)
+    nodes = len(before.graph.node)
+    refused: dict[str, str] = {}
+    for name in tools or TOOLS:
+        after, reason = _simplified(name, before)
+        if after is not None:
+            reason, difference = _refusal(before, after, probes, expected, max_abs_diff)
+            if reason is None:
+                graph.write_graph(after, path)
+                return Simplified(path, TOOLS[name].used, nodes, len(after.graph.node), difference, refused)
+        refused[name] = reason or ""
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+    return Simplified(path, "original", nodes, nodes, 0.0, refused)
 
 
-def _onnxsim(model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str | None]:
+def _onnxsim(model: onnx.ModelProto) -> object:
     import onnxsim
 
+    return onnxsim.simplify(model)[0]
+
+
+def _onnxslim(model: onnx.ModelProto) -> object:
+    import onnxslim
+
+    return onnxslim.slim(model)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One rung: `used` is its name in a `Simplified`."""
+
+    used: Literal["onnxsim", "onnxslim"]
+    run: Callable[[onnx.ModelProto], object]
+
+
+TOOLS = {"onnxsim": Tool("onnxsim", _onnxsim), "onnxslim": Tool("onnxslim", _onnxslim)}
+
+
+def _simplified(name: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str | None]:
     try:
-        simplified, _ = onnxsim.simplify(model)
-    except Exception as error:  # onnxsim passes on whatever its optimiser throws
-        return None, f"onnxsim failed: {graph.first_line(error)}"
-    assert isinstance(simplified, onnx.ModelProto)
+        simplified = TOOLS[name].run(copy.deepcopy(model))
+    except ImportError as error:
+        return None, f"{name} is not installed ({graph.first_line(error)})"
+    except Exception as error:  # the simplifiers pass on whatever they run into
+        return None, f"{name} failed: {graph.first_line(error)}"
+    if not isinstance(simplified, onnx.ModelProto):
+        return None, f"{name} returned a {type(simplified).__name__}"
     simplified.ClearField("metadata_props")  # onnxsim adds a log of what it did
     simplified.metadata_props.extend(model.metadata_props)
     return simplified, None
@@ -75,7 +110,7 @@ def _onnxsim(model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str | None
 def _refusal(
     before: onnx.ModelProto,
     after: onnx.ModelProto,
-    probes: list[graph.Array],
+    probes: list[graph.Feeds],
     expected: list[list[graph.Array]],
     max_abs_diff: float,
 ) -> tuple[str | None, float]:
@@ -90,13 +125,11 @@ def _refusal(
     worst = 0.0
     try:
         session = graph.open_graph(after)
-        for images, outputs in zip(probes, expected, strict=True):
-            difference = graph.worst_difference(graph.run_graph(session, images), outputs)
+        for feeds, outputs in zip(probes, expected, strict=True):
+            difference = graph.worst_difference(graph.run_graph(session, feeds), outputs)
             if not difference <= max_abs_diff:
-                return (
-                    f"its outputs differ by {difference:.3g} at batch {len(images)}, over {max_abs_diff:g}",
-                    difference,
-                )
+                batch = graph.batch_of(feeds)
+                return f"its outputs differ by {difference:.3g} at batch {batch}, over {max_abs_diff:g}", difference
             worst = max(worst, difference)
     except graph.GraphError as error:
         return f"ONNX Runtime fails on it: {error}", float("inf")
@@ -114,7 +147,7 @@ def _changed_signature(before: onnx.ModelProto, after: onnx.ModelProto) -> str |
     for kind, was, now in (("inputs", *ins), ("outputs", *outs)):
         inferable = fixed and kind == "outputs"
         if len(was) != len(now) or not all(_same(a, b, inferable) for a, b in zip(was, now, strict=True)):
-            return f"its {kind} changed from {_listed(was)} to {_listed(now)}"
+            return f"its {kind} changed from {graph.listing(was)} to {graph.listing(now)}"
     return None
 
 
@@ -123,7 +156,3 @@ def _same(was: graph.TensorSpec, now: graph.TensorSpec, inferable: bool) -> bool
         return False
     pairs = enumerate(zip(was.shape, now.shape, strict=True))
     return all(a == b or (inferable and axis > 0 and a is None) for axis, (a, b) in pairs)
-
-
-def _listed(specs: tuple[graph.TensorSpec, ...]) -> str:
-    return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs)

@@ -203,10 +203,22 @@ class Gates(Section):
     max_abs_diff: NonNegative = Field(
         default=1e-5, description="Largest difference of compact from dense-with-removed-held, fp32 logits."
     )
+    non_inferiority_margin: NonNegative | None = Field(
+        default=None, description="Percentage points that the whole interval of the accuracy lost must stay within."
+    )
+    max_metric_drop: NonNegative | None = Field(
+        default=None, description="Largest loss in `metric` against dense, in its unit."
+    )
 
 
 class Check(Section):
-    batch_sizes: tuple[Positive, ...] = Field(default=(1, 32), description="Batch sizes whose latency is measured.")
+    batch_sizes: tuple[Positive, ...] = Field(default=(1, 8, 32), description="Batch sizes whose latency is measured.")
+    streams: tuple[Positive, ...] = Field(
+        default=(1, 2), description="Numbers of sessions at once whose throughput is measured; empty for none."
+    )
+    metric: str | None = Field(
+        default=None, description="`module:function` of (logits (N, K), labels (N,)) to a number; more is better."
+    )
     gate_batch: Positive = Field(default=32, description="Batch size whose speedup is gated.")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="Threads of ONNX Runtime.")
     min_blocks: Positive = Field(default=30, description="Fewest ABBA blocks a latency comparison takes.")
@@ -216,6 +228,14 @@ class Check(Section):
     @model_validator(mode="after")
     def _gate_is_measured(self) -> Self:
         once("batch_sizes", self.batch_sizes)
+        once("streams", self.streams)
+        if self.gates.max_metric_drop is not None and self.metric is None:
+            raise impossible(
+                "gates.max_metric_drop",
+                "there is no metric",
+                "expected check.metric",
+                "name your function in check.metric, or leave the limit out",
+            )
         if self.gate_batch not in self.batch_sizes:
             listed = ", ".join(map(str, self.batch_sizes)) or "none"
             raise impossible(

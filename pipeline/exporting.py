@@ -102,7 +102,7 @@ def simplify_graphs(section: config.Simplify, exported: Exported, samples: Tenso
             return simplify(source, path, max_abs_diff=section.max_abs_diff, samples=_array(samples))
         shutil.copyfile(source, path)
         nodes = len(onnx.load(path, load_external_data=False).graph.node)
-        return Simplified(path, "original", "simplify.enabled is false", nodes, nodes, 0.0)
+        return Simplified(path, "original", nodes, nodes, 0.0, {"every simplifier": "simplify.enabled is false"})
 
     return SimplifiedGraphs(graph(exported.dense.path), graph(exported.compact.path))
 

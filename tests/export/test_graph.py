@@ -92,22 +92,31 @@ def test_worst_difference_counts_what_is_not_finite() -> None:
 
 def test_probes_are_real_rows_then_noise_alike_on_every_call() -> None:
     x = images(3)
-    first, second = graph.probes(x, (1, 5)), graph.probes(x, (1, 5))
+    pairs = [[probe["input"] for probe in graph.probes({"input": x}, (1, 5))] for _ in range(2)]
+    first, second = pairs
     assert [probe.shape[0] for probe in first] == [1, 5, 1, 5]
     np.testing.assert_array_equal(first[1][:3], x)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert not np.isin(first[3], x).any()
     assert {probe.dtype for probe in first} == {np.dtype(np.float32)}
+    tokens = np.array([[7, 9], [9, 7]])
+    drawn = graph.probes({"tokens": tokens}, (4,))[1]["tokens"]
+    assert drawn.shape == (4, 2) and drawn.dtype == tokens.dtype and set(drawn.flat) == {7, 9}
 
 
-def test_image_input_names_what_does_not_fit(tmp_path: Path) -> None:
+def test_feeds_name_what_does_not_fit(tmp_path: Path) -> None:
     path = conv_net(tmp_path / "net.onnx")
     model = graph.read_graph(path)
-    assert graph.image_input(model, images(1), path).name == "input"
+    assert list(graph.feeds_of(model, images(1), path)) == ["input"]
+    assert graph.feeds_of(model, {"input": images(1).astype(np.float64)}, path)["input"].dtype == np.float32
     with pytest.raises(UserError, match=r"samples have the shape \[3, 9, 9\]; \[3, 8, 8\]"):
-        graph.image_input(model, images(1, side=9), path)
+        graph.feeds_of(model, images(1, side=9), path)
+    with pytest.raises(UserError, match=r"has the inputs input float32\[None, 3, 8, 8\]; samples for input"):
+        graph.feeds_of(model, {"image": images(1)}, path)
     matrix = {"w": np.ones((7, 5), np.float32)}
     product = helper.make_node("MatMul", ["input", "w"], ["logits"])
     flat = graph.read_graph(save(tmp_path / "flat.onnx", [product], matrix, shape=(7,)))
-    with pytest.raises(UserError, match=r"has the inputs input float32\[None, 7\]; one float32 input"):
-        graph.image_input(flat, images(1), path)
+    with pytest.raises(UserError, match=r"has the inputs input float32\[None, 7\]; one input of 4 axes"):
+        graph.feeds_of(flat, images(1), path)
+    assert graph.fixed_batch(flat) is None
+    assert graph.fixed_batch(onnx.load(str(conv_net(tmp_path / "two.onnx", batch=2)))) == 2

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export import graph
-from export.onnx_from_torch import OnnxGraph, onnx_from_torch
+from export.onnx_from_torch import OPSETS, OnnxGraph, onnx_from_torch
 from runtime.errors import UserError
 from tests.export.conftest import Residual, residual
 
@@ -106,10 +107,9 @@ class FixedBatch(Head):
         return self.head(x.reshape(2, 3, -1).mean(2))  # type: ignore[no-any-return]
 
 
-class TwoOutputs(Head):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y: Tensor = self.head(x.mean((2, 3)))
-        return y, y
+class Text(Head):
+    def forward(self, x: Tensor) -> str:
+        return "cat"
 
 
 class OneAnswer(Head):
@@ -143,7 +143,7 @@ class Raises(Head):
         (Branch, 18, "torch cannot export the network: GuardOnDataDependentSymNode: Could not guard"),
         (Unknown, 18, "torch cannot export the network: .*eigh"),
         (FixedBatch, 18, "the network fails on a batch of 1: RuntimeError|returns a tensor .2, 5. for a batch of 1"),
-        (TwoOutputs, 18, "the network returns a tuple for a batch of 1"),
+        (Text, 18, "the network returns a str for a batch of 1"),
         (OneAnswer, 18, r"the network returns a tensor \[5\] for a batch of 1"),
         (NotANumber, 18, "the network's own logits are not finite"),
         (Noisy, 18, r"differ from torch's by .* at batch \d; at most 0.0001"),
@@ -160,6 +160,61 @@ def test_failures_are_one_line_and_write_nothing(
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert not folder.exists()
+
+
+def test_auto_takes_the_first_operator_set_that_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(model: onnx.ModelProto, full_check: bool = False) -> None:
+        if graph.opset_of(model) < 20:
+            raise onnx.checker.ValidationError("no such operator\nin this set")
+
+    example = torch.randn(2, 3, 8, 8)
+    made = onnx_from_torch(residual(), example, tmp_path / "p.onnx", opset="auto", max_abs_diff=1e-4, metadata={})
+    assert (made.opset, made.refused) == (OPSETS[0], {}) == (18, {})
+    monkeypatch.setattr(onnx.checker, "check_model", check)
+    made = onnx_from_torch(residual(), example, tmp_path / "net.onnx", opset="auto", max_abs_diff=1e-4, metadata={})
+    assert made.refused == {"18": "the exported graph is not valid ONNX: no such operator"}
+    assert graph.opset_of(onnx.load(str(made.path))) == made.opset == 20
+
+
+class Pair(NamedTuple):
+    boxes: Tensor
+    scores: Tensor
+
+
+class Two(Head):
+    def __init__(self, form: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, image: Tensor, age: Tensor) -> object:
+        return self.form(self.head(image.mean((2, 3)) * age), age + 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (Pair, ("boxes", "scores")),
+        (lambda a, b: {"class": a, "later": b}, ("class", "later")),
+        (lambda a, b: (a, b), ("output_0", "output_1")),
+        (lambda a, b: [a + b], ("logits",)),
+    ],
+    ids=["namedtuple", "dict", "tuple", "list of one"],
+)
+def test_several_inputs_and_outputs_keep_the_networks_own_names(
+    tmp_path: Path, form: Callable[[Tensor, Tensor], object], names: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = Two(form).eval()
+    example = (torch.randn(4, 3, 8, 8), torch.rand(4, 1))
+    made = onnx_from_torch(model, example, tmp_path / "net.onnx", opset="auto", max_abs_diff=1e-5, metadata={})
+    assert (made.inputs, made.outputs) == (("image", "age"), names)
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    assert [item.name for item in session.get_outputs()] == list(names)
+    image, age = torch.randn(5, 3, 8, 8), torch.rand(5, 1)
+    outputs = session.run(None, {"image": image.numpy(), "age": age.numpy()})
+    first = (image.mean((2, 3)) * age) @ model.head.weight.T + model.head.bias
+    expected = first + age + 1 if names == ("logits",) else first
+    np.testing.assert_allclose(outputs[0], expected.detach().numpy(), atol=1e-5)
 
 
 def test_a_success_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
-"""onnxsim's graph is taken only where it is the same function with the same interface."""
+"""A simplified graph is taken only where it is the same function with the same interface."""
 
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import onnxsim
+import onnxslim
 import pytest
 from onnx import helper, numpy_helper
 
@@ -41,7 +43,7 @@ def run(path: Path, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float3
 def test_removes_what_does_nothing(tmp_path: Path) -> None:
     source = redundant_net(tmp_path / "net.onnx")
     made = simplify(source, tmp_path / "out" / "net.onnx", max_abs_diff=1e-5, samples=images(4))
-    assert (made.used, made.reason) == ("onnxsim", None)
+    assert (made.used, made.refused) == ("onnxsim", {})
     assert (made.nodes_before, made.nodes_after) == (5, len(onnx.load(str(made.path)).graph.node))
     kinds = Counter(node.op_type for node in onnx.load(str(made.path)).graph.node)
     assert kinds["Identity"] == 0
@@ -118,11 +120,13 @@ def test_falls_back_to_the_original_and_says_why(
 ) -> None:
     source = conv_net(tmp_path / "net.onnx")
     monkeypatch.setattr(onnxsim, "simplify", lambda model: (change(copy.deepcopy(model)), True))
+    monkeypatch.setattr(onnxslim, "slim", lambda model: change(copy.deepcopy(model)))
     made = simplify(source, tmp_path / "s.onnx", max_abs_diff=1e-5, samples=images(4))
     assert made.used == "original"
-    assert made.reason is not None
-    assert made.reason.startswith(reason)
-    assert "\n" not in made.reason
+    assert list(made.refused) == ["onnxsim", "onnxslim"]
+    for tool, told in made.refused.items():
+        assert told.startswith(reason.replace("onnxsim", tool))
+        assert "\n" not in told
     assert made.path.read_bytes() == source.read_bytes()
     assert (made.nodes_before, made.nodes_after, made.max_abs_diff) == (6, 6, 0.0)
 
@@ -146,9 +150,72 @@ def test_a_fixed_side_in_place_of_a_dynamic_one_is_refused(tmp_path: Path, monke
 
     monkeypatch.setattr(onnxsim, "simplify", fixed_side)
     source = conv_net(tmp_path / "net.onnx", side="side")
+    made = simplify(source, tmp_path / "s.onnx", max_abs_diff=1e-5, samples=images(4), tools=("onnxsim",))
+    assert made.used == "original"
+    assert "its inputs changed" in made.refused["onnxsim"]
+
+
+def test_onnxslim_stands_in_where_onnxsim_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxsim, "simplify", lambda model: (other_weights(conv_net_like(model)), True))
+    source = redundant_net(tmp_path / "net.onnx")
+    made = simplify(source, tmp_path / "s.onnx", max_abs_diff=1e-5, samples=images(4))
+    assert made.used == "onnxslim"
+    assert made.refused == {"onnxsim": "its outputs differ by 1 at batch 1, over 1e-05"}
+    assert made.nodes_before == 5 and made.nodes_after <= 3
+    model = onnx.load(str(made.path))
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert [(item.key, item.value) for item in model.metadata_props] == [("plan", "abc")]
+    expected = images(3).reshape(3, -1) @ np.full((192, 5), 0.01, np.float32) + 3
+    np.testing.assert_allclose(run(made.path, 3), expected, atol=1e-5)
+
+
+def conv_net_like(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The redundant net with its constant `a` one larger."""
+    changed = copy.deepcopy(model)
+    for tensor in changed.graph.initializer:
+        if tensor.name == "a":
+            tensor.CopyFrom(numpy_helper.from_array(np.full(5, 2.0, np.float32), "a"))
+    return changed
+
+
+def test_a_simplifier_that_is_not_installed_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxsim", None)
+    monkeypatch.setitem(sys.modules, "onnxslim", None)
+    source = redundant_net(tmp_path / "net.onnx")
     made = simplify(source, tmp_path / "s.onnx", max_abs_diff=1e-5, samples=images(4))
     assert made.used == "original"
-    assert "its inputs changed" in str(made.reason)
+    assert made.refused["onnxslim"].startswith("onnxslim is not installed (")
+    assert made.path.read_bytes() == source.read_bytes()
+
+
+def test_several_inputs_of_several_types(tmp_path: Path) -> None:
+    weights = {"table": np.arange(12, dtype=np.float32).reshape(4, 3), "zero": np.zeros(3, np.float32)}
+    nodes = [
+        helper.make_node("Gather", ["table", "index"], ["row"], name="row"),
+        helper.make_node("Add", ["row", "zero"], ["same"], name="same"),
+        helper.make_node("Mul", ["same", "scale"], ["scaled"], name="scaled"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("index", onnx.TensorProto.INT64, ["batch"]),
+        helper.make_tensor_value_info("scale", onnx.TensorProto.FLOAT, ["batch", 1]),
+    ]
+    outputs = [helper.make_tensor_value_info("scaled", onnx.TensorProto.FLOAT, ["batch", 3])]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "net", inputs, outputs, constants),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    source = tmp_path / "net.onnx"
+    onnx.save(model, str(source))
+    samples = {"index": np.array([3, 0, 1]), "scale": np.array([[2.0], [1.0], [-1.0]], np.float32)}
+    made = simplify(source, tmp_path / "s.onnx", max_abs_diff=1e-6, samples=samples)
+    assert (made.used, made.nodes_after) == ("onnxsim", 2)
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    (rows,) = session.run(None, samples)
+    np.testing.assert_array_equal(rows, [[18, 20, 22], [0, 1, 2], [-3, -4, -5]])
+    with pytest.raises(UserError, match=r"inputs index int64\[None\], scale float32\[None, 1\]; samples for scale"):
+        simplify(source, tmp_path / "t.onnx", max_abs_diff=1e-6, samples={"index": samples["index"]})
 
 
 def test_a_foreign_detector_with_a_fixed_batch(real_data: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ MESSAGES: dict[str, tuple[str, str, str, str]] = {
     "list section": ("dense: [1]\n", "c.yaml:1:", "`dense` is [1]", "a section with keys"),
     "scalar for list": ("check: {batch_sizes: 32}\n", "c.yaml:1:", "`check.batch_sizes` is 32", "write [32]"),
     "too small": ("dense: {epochs: 0}\n", "c.yaml:1:", "`dense.epochs` is 0", "a whole number >= 1"),
-    "too large": ("onnx: {opset: 99}\n", "c.yaml:1:", "`onnx.opset` is 99", ">= 18 and <= 23"),
+    "too large": ("threads: 9999\n", "c.yaml:1:", "`threads` is 9999", ">= 1 and <= 1024"),
     "negative": ("dense: {lr: -0.1}\n", "c.yaml:1:", "`dense.lr` is -0.1", "a number >= 0"),
     "not finite": ("dense: {lr: .inf}\n", "c.yaml:1:", '`dense.lr` is ".inf"', "a number >= 0"),
     "overflow": ("dense: {lr: 1e999}\n", "c.yaml:1:", "`dense.lr`: '1e999'", "a finite number"),
