@@ -62,8 +62,8 @@ def onnx_from_torch(
     `example` is one tensor (B, ...) on the model's device, B >= 1, or a tuple of them; its rows, taken in turn, are the
     samples whose outputs ONNX Runtime must reproduce within `max_abs_diff` at the batch sizes 1, 3 and 8. One input is
     called `input` and one output `logits`; several have the network's own names (`export.signature`). `opset` auto is
-    the first of 18, 20 and 22 that passes. `metadata` goes into the file's metadata_props. The module's modes are as before
-    on return. `UserError`: torch cannot export the network (with the exporter's reason), the batch does not stay
+    the first of 18, 20 and 22 that passes. `metadata` goes into the file's metadata_props. The module's modes are as
+    before on return. `UserError`: torch cannot export the network (with its reason), the batch does not stay
     dynamic, the values differ, or the file would exceed 2 GiB.
     """
     inputs = inputs_named(model, example)
