@@ -6,46 +6,46 @@ limit, so that its crash or hang becomes an error like any other.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from export import manifest
-from export.build_engine import Request
+from export.build_config import Request
+from export.build_flags import BuildFlags, Profile, check_flags, check_profiles
+from export.build_progress import Report
+from export.builder_process import run_builder
+from export.features import features
 from export.files import replacing, sha256
-from export.flavours import Choice, EngineUnavailable, Flavour, choose, load
-from export.gpu import first_gpu
-from runtime.errors import UserError
-
-HOUSE = Path(__file__).resolve().parent.parent
+from export.flavours import Choice, choose, cuda_of, load
+from export.gpu import Gpu, first_gpu
+from export.proof import Precision
+from export.timing_cache import cache_path
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A built engine; `layers` counts its layers by kind and type, as proof of the precision."""
+    """A built engine; `layers` counts its layers by kind and type, `proof` is the manifest's proof of the precision."""
 
     path: Path
     manifest: Path
     log: Path
-    flavour: Flavour
+    flavour: str
     version: str
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     target: str
     sha256: str
     bytes: int
     seconds: float
     layers: dict[str, dict[str, int]]
+    proof: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def engine_from_onnx(
@@ -53,60 +53,95 @@ def engine_from_onnx(
     path: Path,
     *,
     flavour: str,
-    precision: Literal["fp32", "fp16"],
+    precision: Precision,
     target: str,
-    profile: tuple[int, int, int],
+    profile: Profile,
     workspace_mib: int,
     tf32: bool,
     time_limit_s: float,
     plan_sha256: str | None,
     optimization_level: int = 3,
+    flags: BuildFlags | None = None,
+    report: Report | None = None,
 ) -> Engine:
-    """Builds `path` from `onnx`; writes `<path>.json` (manifest) and `<path>.log` (the builder's messages) beside it.
+    """Builds `path` from `onnx`; writes `<path>.json` (manifest) and `<path>.log` (the builder's messages) beside it,
+    and `<path>.layers.json` (what the engine inspector tells) where this machine's GPU can load the engine.
 
-    `flavour` is auto, tensorrt or tensorrt_rtx, `target` a compute capability (SM86) or CURRENT, as for
-    `flavours.choose`; `profile` the batch sizes (min, opt, max); `workspace_mib` in MiB; `tf32` lets fp32 layers use
-    TF32; `plan_sha256` identifies the compact network's plan and goes into the manifest. All or nothing is written, but
-    for the log, which stays after a failure too. `EngineUnavailable`: no flavour can build here. `UserError`: the graph
-    is unreadable, its convolutions and matrix products are not in `precision`, its batch does not fit the profile, the
-    builder refuses it (with its first error), crashes, or takes longer than `time_limit_s` seconds.
+    `flavour` is auto, tensorrt or tensorrt_rtx, `target` a compute capability (SM86), several for one engine
+    (SM86+SM89) or CURRENT, as for `flavours.choose`; `profile` the batch sizes (min, opt, max) of the first
+    optimisation profile; `workspace_mib` in MiB; `tf32` lets fp32 layers use TF32; `plan_sha256` identifies the compact
+    network's plan and goes into the manifest; `report` hears of progress. All or nothing is written, but for the log,
+    which stays after a failure too. `EngineUnavailable`: no flavour can build here. `UserError`: the graph is
+    unreadable, its products are not in `precision`, its batch does not fit the profiles, an option is not for this
+    TensorRT, the builder refuses it (with its first error), crashes, or takes longer than `time_limit_s` seconds.
     """
-    if not 1 <= profile[0] <= profile[1] <= profile[2]:
-        raise UserError(f"the profile {list(profile)}", "1 <= min <= opt <= max", "set engine.profile so")
+    flags = flags or BuildFlags()
+    profiles = (profile, *flags.more_profiles)
+    check_profiles(profiles)
     choice = choose(flavour, (target,))
+    can = features(load(choice.flavour))
+    check_flags(flags, can, choice.flavour)
     source = manifest.Source(file=os.path.relpath(onnx, path.parent), sha256=sha256(onnx))
-    log = path.with_name(path.name + ".log")
-    started = time.perf_counter()
+    gpu = first_gpu()
+    cache = _cache_file(flags, choice, can.version, gpu) if can.timing_cache else None
+    log, started = path.with_name(path.name + ".log"), time.perf_counter()
     with replacing(path) as temporary, tempfile.TemporaryDirectory() as scratch:
         request = Request(
             onnx=str(onnx),
             engine=str(temporary),
             answer=str(Path(scratch) / "answer.json"),
             log=str(log),
+            layers=str(Path(scratch) / "layers.json"),
             flavour=choice.flavour,
             precision=precision,
-            target=_builder_target(choice),
-            profile=profile,
+            targets=_builder_targets(choice, can.targets),
+            profiles=profiles,
             workspace_mib=workspace_mib,
             tf32=tf32,
             optimization_level=optimization_level,
+            version_compatible=flags.version_compatible,
+            hardware_compatibility=flags.hardware_compatibility,
+            refit=flags.refit,
+            sparse=flags.sparse,
+            timing_cache=str(cache) if cache else None,
+            pin_tactics=flags.pin_tactics,
+            progress=None,
         )
-        answer = _child(request, Path(scratch) / "request.json", time_limit_s)
+        answer = run_builder(request, Path(scratch) / "request.json", time_limit_s, report)
         seconds = round(time.perf_counter() - started, 3)
-        told = _manifest(path, temporary, request, choice, source, plan_sha256, answer)
-        with suppress(FileNotFoundError):
-            manifest.manifest_path(path).unlink()  # it describes the engine that is about to be replaced
+        told = _manifest(path, temporary, request, choice, source, plan_sha256, answer, gpu)
+        _clear(path)
+        if Path(request.layers).exists():
+            with replacing(layers_path(path)) as beside:
+                beside.write_bytes(Path(request.layers).read_bytes())
     sidecar = manifest.write(path, told)
     what = choice.flavour, told.version, precision, told.target
-    return Engine(path, sidecar, log, *what, told.sha256, told.bytes, seconds, told.layers)
+    proof = told.proof.model_dump()
+    return Engine(path, sidecar, log, *what, told.sha256, told.bytes, seconds, told.layers, proof, tuple(told.notes))
 
 
-def _builder_target(choice: Choice) -> str | None:
-    """None stands for the GPU at hand: `tensorrt` always, RTX where it has no name for that GPU."""
-    if choice.flavour == "tensorrt":
-        return None
+def layers_path(engine: Path) -> Path:
+    return engine.with_name(engine.name + ".layers.json")
+
+
+def _clear(path: Path) -> None:
+    """Removes what describes the engine that is about to be replaced."""
+    for beside in (manifest.manifest_path(path), layers_path(path)):
+        with suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def _builder_targets(choice: Choice, known: tuple[str, ...]) -> tuple[str, ...]:
+    """() stands for the GPU at hand: `tensorrt` always, RTX where it has no name for that GPU."""
     (target,) = choice.targets
-    return target if target in load("tensorrt_rtx").ComputeCapability.__members__ else None
+    return tuple(target.split("+")) if set(target.split("+")) <= set(known) else ()
+
+
+def _cache_file(flags: BuildFlags, choice: Choice, version: str, gpu: Gpu | None) -> Path | None:
+    if flags.timing_cache is None:
+        return None
+    device = f"{gpu.name}-{gpu.target}" if gpu else choice.targets[0]
+    return cache_path(flags.timing_cache, choice.flavour, version, device)
 
 
 def _manifest(
@@ -117,25 +152,27 @@ def _manifest(
     source: manifest.Source,
     plan_sha256: str | None,
     answer: Mapping[str, Any],
+    gpu: Gpu | None,
 ) -> manifest.Manifest:
-    gpu = first_gpu()
-    fields = {key: answer[key] for key in ("version", "inputs", "outputs", "profiles", "layers", "versions", "seconds")}
+    kept = ("version", "inputs", "outputs", "profiles", "layers", "proof", "versions", "seconds", "notes")
+    cache = Path(request.timing_cache) if request.timing_cache else None
     document = {
         "schema": manifest.SCHEMA,
         "file": path.name,
         "sha256": sha256(built),
         "bytes": built.stat().st_size,
         "flavour": choice.flavour,
-        "target": choice.targets[0],
+        "cuda": {"library": cuda_of(choice.flavour), "driver": gpu.driver_cuda if gpu else None},
+        "targets": choice.targets[0].split("+"),
         "precision": request.precision,
-        "tf32": request.tf32,
-        "workspace_mib": request.workspace_mib,
-        "optimization_level": request.optimization_level,
+        "options": {key: getattr(request, key) for key in manifest.Options.model_fields},
         "onnx": source,
+        "timing_cache": {"file": cache.name, "sha256": sha256(cache)} if cache else None,
         "plan_sha256": plan_sha256,
-        "gpu": None if gpu is None else f"{gpu.name}, CUDA {gpu.driver_cuda}",
+        "gpu": gpu.name if gpu else None,
+        "measured": None,
         "command": _command(path, request, choice, source),
-        **fields,
+        **{key: answer[key] for key in kept},
     }
     return manifest.Manifest.model_validate(document)
 
@@ -144,65 +181,12 @@ def _command(path: Path, request: Request, choice: Choice, source: manifest.Sour
     """Rebuilds the engine when run in its folder."""
     words = ["python", "-m", "export", source.file, path.name, "--flavour", choice.flavour]
     words += ["--precision", request.precision, "--target", choice.targets[0]]
-    words += ["--profile", ",".join(map(str, request.profile)), "--workspace-mib", str(request.workspace_mib)]
-    words += ["--optimization-level", str(request.optimization_level)] + ["--tf32"] * request.tf32
-    return shlex.join(words)
-
-
-def _child(request: Request, file: Path, time_limit_s: float) -> dict[str, Any]:
-    """The builder process's answer. Its errors, its crash and its running out of time are raised here."""
-    file.write_text(json.dumps(dataclasses.asdict(request)), encoding="utf-8")
-    log = Path(request.log)
-    output = file.with_name("output")
-    # -P and the path: the child finds this package and nothing of the current folder's, whatever that is
-    command = [sys.executable, "-P", "-m", "export.build_engine", str(file)]
-    paths = os.pathsep.join(filter(None, (str(HOUSE), os.environ.get("PYTHONPATH"))))
-    with output.open("wb") as stream:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            env={**os.environ, "PYTHONPATH": paths},
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(time_limit_s)
-        except subprocess.TimeoutExpired as error:
-            raise UserError(
-                f"the {request.flavour} builder was still at {request.onnx} after {time_limit_s:g} s",
-                "an engine within engine.time_limit_s",
-                "raise engine.time_limit_s",
-            ) from error
-        finally:
-            _end(process)
-    answer = Path(request.answer)
-    if code != 0 or not answer.exists():
-        raise _crash(request, code, output.read_text(encoding="utf-8", errors="replace"), log)
-    result: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if "unavailable" in result:
-        raise EngineUnavailable(result["unavailable"])
-    if not result["ok"]:
-        raise UserError(result["found"], result["expected"], result["remedy"])
-    return result
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the child's whole session if it still runs, and waits for it."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _crash(request: Request, code: int, output: str, log: Path) -> UserError:
-    """What a child that gave no answer says last, on one line; all of it goes to the end of the log."""
-    with log.open("a", encoding="utf-8") as file:
-        file.write(output)
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or log.read_text().splitlines()
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    said = f", its last words: {lines[-1][:300]}" if lines else ""
-    return UserError(
-        f"the {request.flavour} builder {how} on {request.onnx}{said}",
-        "an engine",
-        f"see {log.name}; free memory, or try another target or precision",
-    )
+    for profile in request.profiles:
+        words += ["--profile", ",".join(map(str, profile))]
+    words += ["--workspace-mib", str(request.workspace_mib), "--optimization-level", str(request.optimization_level)]
+    if request.hardware_compatibility != "none":
+        words += ["--hardware-compatibility", request.hardware_compatibility]
+    if request.timing_cache:
+        words += ["--timing-cache", str(Path(request.timing_cache).parent)]
+    switches = ("tf32", "version_compatible", "refit", "sparse", "pin_tactics")
+    return shlex.join(words + [f"--{name.replace('_', '-')}" for name in switches if getattr(request, name)])

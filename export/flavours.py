@@ -6,6 +6,9 @@ Their builders have the same names, so everything after `load` is written once.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +25,8 @@ class EngineUnavailable(Exception):  # noqa: N818 - a fact about the machine, no
 
 @dataclass(frozen=True)
 class Choice:
-    """The flavour that builds, and the compute capabilities it builds for, e.g. ("SM86", "SM89")."""
+    """The flavour that builds, and what each of its engines is for, e.g. ("SM86", "SM89"), or ("SM86+SM89",) for one
+    engine that serves both."""
 
     flavour: Flavour
     targets: tuple[str, ...]
@@ -71,18 +75,40 @@ def _rtx_targets(trt: Any, targets: Sequence[str], current: str | None) -> tuple
     known = [name for name in trt.ComputeCapability.__members__ if name not in ("NONE", "CURRENT")]
     named: list[str] = []
     for target in targets:
-        if target == "CURRENT" and current is None:
-            raise EngineUnavailable("target CURRENT needs a GPU and none was found")
-        name = current if target == "CURRENT" and current is not None else target
-        if name not in known and name != current:
+        parts = list(dict.fromkeys(_rtx_target(part, target, known, current) for part in target.split("+")))
+        if len(parts) > 1 and current in parts and current not in known:
             raise UserError(
-                f"engine target {target!r}", f"one of {', '.join(known)}, CURRENT", "set engine.targets to such names"
+                f"engine target {target!r}: {current} is known to TensorRT-RTX only as CURRENT",
+                "CURRENT alone, or named compute capabilities",
+                "list CURRENT as a target of its own",
             )
+        name = "+".join(parts)
         if name not in named:
             named.append(name)
     return tuple(named)
 
 
+def _rtx_target(part: str, target: str, known: Sequence[str], current: str | None) -> str:
+    if part == "CURRENT" and current is None:
+        raise EngineUnavailable("target CURRENT needs a GPU and none was found")
+    name = current if part == "CURRENT" and current is not None else part
+    if name not in known and name != current:
+        raise UserError(
+            f"engine target {target!r}", f"one of {', '.join(known)}, CURRENT", "set engine.targets to such names"
+        )
+    return name
+
+
 def engine_name(stem: str, precision: str, target: str) -> str:
     """File name of an engine: dense.fp16.SM86.engine."""
     return f"{stem}.{precision}.{target}.engine"
+
+
+def cuda_of(flavour: Flavour) -> str | None:
+    """The major version of CUDA that the installed flavour is for: its package tells, as in tensorrt-rtx-cu13, or the
+    CUDA_VERSION of NVIDIA's container images. None where neither does."""
+    for package in importlib.metadata.packages_distributions().get(flavour, ()):
+        if told := re.search(r"cu(\d+)", package):
+            return told[1]
+    version = os.environ.get("CUDA_VERSION", "").split(".")[0]
+    return version if version.isdigit() else None

@@ -1,12 +1,14 @@
-"""`<engine>.json`, the sidecar that says what an engine is, and what it takes to load it.
+"""`<engine>.json`, the sidecar that says what an engine is, how to build it again, and what was measured with it.
 
-The engine file itself stays byte-pure: TensorRT and Triton refuse one with anything in front. General TensorRT cannot
-say in advance whether it will load an engine, so `preflight` compares the sidecar with the machine.
+The engine file itself stays byte-pure: TensorRT and Triton refuse one with anything in front. `seal` is the SHA-256 of
+all other keys, so that a manifest that was edited or cut short is refused: a guard against accidents, not against
+somebody who computes a new seal.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,17 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from export.files import sha256, write_json
-from export.flavours import EngineUnavailable, Flavour, load
-from export.gpu import first_gpu
-from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, UserError
+from export.flavours import Flavour
+from runtime.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_BYTES = 1 << 20
 
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Dim = Annotated[int, Field(ge=1, lt=2**31)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class _Section(BaseModel):
@@ -54,48 +58,95 @@ class Source(_Section):
     sha256: Digest
 
 
+class Cuda(_Section):
+    """`library`: the major version of CUDA that TensorRT was built for; `driver`: the version the builder's driver
+    serves. Null where not known, or where there was none."""
+
+    library: Name | None
+    driver: Name | None
+
+
+class Options(_Section):
+    """The options of the build."""
+
+    workspace_mib: Count
+    optimization_level: Count
+    tf32: bool
+    version_compatible: bool
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"]
+    refit: bool
+    sparse: bool
+    pin_tactics: bool
+
+
+class Proof(_Section):
+    """Which layers compute in which type, see `proof.py`."""
+
+    source: Literal["engine", "network"]
+    precision: Precision
+    share: Share
+    products: dict[Name, Count]
+    others: list[str] = Field(max_length=20)
+    unknown: Count
+    reformats: Count
+    casts: Count
+    quantizes: Count
+
+
+class Latency(_Section):
+    """Of `n` launches with `batch` images, copies excluded."""
+
+    batch: Dim
+    p50_ms: Milliseconds
+    p95_ms: Milliseconds
+    n: Dim
+
+
+class Measured(_Section):
+    """What was measured with this very engine: on which GPU, top-1 accuracy as a fraction, and latency."""
+
+    device: Name
+    accuracy: Share | None
+    latency: list[Latency] = Field(max_length=64)
+
+
 class Manifest(_Section):
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: Literal[2] = Field(alias="schema")
     file: Name
     sha256: Digest
     bytes: Count
     flavour: Flavour
     version: Name
-    target: Annotated[str, Field(pattern=r"^SM[0-9]{2,3}$")]
-    precision: Literal["fp32", "fp16"]
+    cuda: Cuda
+    targets: list[Annotated[str, Field(pattern=r"^SM[0-9]{2,3}$")]] = Field(min_length=1, max_length=16)
+    precision: Precision
     inputs: list[Tensor] = Field(min_length=1, max_length=64)
     outputs: list[Tensor] = Field(min_length=1, max_length=64)
     profiles: list[dict[Name, Range]] = Field(max_length=64)
     layers: dict[Name, dict[Name, Count]]
-    tf32: bool
-    workspace_mib: Count
-    optimization_level: Count
+    proof: Proof
+    options: Options
     onnx: Source
+    timing_cache: Source | None
     plan_sha256: Digest | None
     versions: dict[Name, str]
     gpu: Name | None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    notes: list[str] = Field(max_length=64)
+    measured: Measured | None
     command: Annotated[str, Field(max_length=8192)]
 
     @property
-    def max_batch(self) -> int:
-        """Largest batch that every input takes."""
-        ranges = [item.max[0] for profile in self.profiles for item in profile.values() if item.max]
-        fixed = [tensor.shape[0] for tensor in self.inputs if tensor.shape and tensor.shape[0] is not None]
-        return min([*ranges, *fixed], default=1)
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """Whether this machine can load an engine, and why not or why that is not known."""
-
-    engine: Path
-    status: Literal["ok", "wrong machine", "unknown"]
-    reasons: tuple[str, ...]
+    def target(self) -> str:
+        """The compute capabilities as file names have them, e.g. SM86 or SM86+SM89."""
+        return "+".join(self.targets)
 
     @property
-    def exit_code(self) -> int:
-        return {"ok": EXIT_PASS, "wrong machine": EXIT_GATE_FAILED, "unknown": EXIT_INCONCLUSIVE}[self.status]
+    def max_batch(self) -> int:
+        """Largest batch that every input takes in some profile."""
+        fixed = [tensor.shape[0] for tensor in self.inputs if tensor.shape and tensor.shape[0] is not None]
+        profiles = [min((item.max[0] for item in profile.values() if item.max), default=1) for profile in self.profiles]
+        return min([max(profiles), *fixed] if profiles else fixed, default=1)
 
 
 def manifest_path(engine: Path) -> Path:
@@ -103,16 +154,42 @@ def manifest_path(engine: Path) -> Path:
 
 
 def write(engine: Path, manifest: Manifest) -> Path:
-    """Writes the sidecar of `engine`, atomically; its path."""
+    """Writes the sidecar of `engine`, sealed, atomically; its path."""
     path = manifest_path(engine)
-    write_json(path, manifest.model_dump(by_alias=True))
+    content = manifest.model_dump(by_alias=True)
+    write_json(path, {**content, "seal": _seal(content)})
     return path
 
 
+def record(engine: Path, measured: Measured) -> Manifest:
+    """Adds what was measured with `engine` to its manifest, once both are verified."""
+    manifest = verify(engine).model_copy(update={"measured": measured})
+    write(engine, manifest)
+    return manifest
+
+
 def read(engine: Path) -> Manifest:
-    """The sidecar of `engine`; `UserError` if it is missing, over 1 MiB, no JSON, of another schema or wrong types."""
+    """The sidecar of `engine`; `UserError` if it is missing, over 1 MiB, no JSON, of another schema or wrong types, or
+    was changed after it was sealed."""
     path = manifest_path(engine)
     remedy = "build the engine again, or bring the manifest that was written beside it"
+    document = _document(path, remedy)
+    seal = document.pop("seal", None)
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {place}: {first['msg']}", f"a manifest of schema {SCHEMA}", remedy) from error
+    if manifest.file != engine.name:
+        raise UserError(f"{path} belongs to {manifest.file!r}", f"the manifest of {engine.name!r}", remedy)
+    if seal != _seal(document):
+        raise UserError(f"{path} was changed after it was written", "a manifest that fits its own seal", remedy)
+    return manifest
+
+
+def _document(path: Path, remedy: str) -> dict[str, Any]:
+    """The file as a JSON object of our schema."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -128,15 +205,14 @@ def read(engine: Path) -> Manifest:
     if type(schema) is not int or schema != SCHEMA:  # True == 1, and is none
         found = schema if type(schema) is int and 0 <= schema < 1000 else f"a {type(schema).__name__}"
         raise UserError(f"{path} has the schema {found}", f"schema {SCHEMA}", remedy)
-    try:
-        manifest = Manifest.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {place}: {first['msg']}", f"a manifest of schema {SCHEMA}", remedy) from error
-    if manifest.file != engine.name:
-        raise UserError(f"{path} belongs to {manifest.file!r}", f"the manifest of {engine.name!r}", remedy)
-    return manifest
+    assert isinstance(document, dict)
+    return document
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """SHA-256 of the keys in order without white space."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def verify(engine: Path) -> Manifest:
@@ -154,54 +230,3 @@ def verify(engine: Path) -> Manifest:
             f"{engine} has the SHA-256 {digest[:12]}...", f"{manifest.sha256[:12]}... as in its manifest", remedy
         )
     return manifest
-
-
-def preflight(engine: Path) -> Preflight:
-    """Says without deserialising whether this machine can load `engine`.
-
-    `wrong machine`: the flavour is not installed, there is no GPU, or the version or compute capability do not fit.
-    `unknown`: no manifest, or an RTX engine for another compute capability about which the runtime gives no answer.
-    `UserError`: the engine is missing, truncated or altered, or its manifest is unreadable.
-    """
-    if not engine.is_file():
-        raise UserError(f"{engine} is missing", "an engine file", "check the path")
-    if not manifest_path(engine).exists():
-        return Preflight(
-            engine, "unknown", (f"{manifest_path(engine).name} is missing: nothing tells what it was built for",)
-        )
-    manifest = verify(engine)
-    gpu = first_gpu()
-    reasons = [] if gpu is not None else ["no NVIDIA GPU or driver was found"]
-    try:
-        trt = load(manifest.flavour)
-    except EngineUnavailable as error:
-        return Preflight(engine, "wrong machine", (str(error), *reasons))
-    if _release(trt.__version__) != _release(manifest.version):
-        reasons.append(f"{manifest.flavour} is {trt.__version__} here, the engine was built by {manifest.version}")
-    if reasons or gpu is None:
-        return Preflight(engine, "wrong machine", tuple(reasons))
-    if manifest.flavour == "tensorrt_rtx":
-        return _asked_rtx(trt, engine, manifest.target, gpu.target)
-    if gpu.target != manifest.target:
-        return Preflight(engine, "wrong machine", (f"the GPU is {gpu.target}, the engine is for {manifest.target}",))
-    return Preflight(engine, "ok", ())
-
-
-def _release(version: str) -> list[str]:
-    """Major, minor and patch: within them engines load, across them they do not."""
-    return version.split(".")[:3]
-
-
-def _asked_rtx(trt: Any, engine: Path, target: str, current: str) -> Preflight:
-    """TensorRT-RTX answers for itself, from the engine's bytes."""
-    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
-    validity, diagnostics = trt.Runtime(logger).get_engine_validity(engine.read_bytes())
-    names = [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(diagnostics) & int(bit)]
-    if validity == trt.EngineValidity.VALID:
-        return Preflight(engine, "ok", ())
-    if validity == trt.EngineValidity.SUBOPTIMAL:
-        return Preflight(engine, "ok", ("TensorRT-RTX would run it slower than one built for this GPU", *names))
-    if "CUDA_ERROR" in names or not names:
-        reason = f"TensorRT-RTX gives no reason; the GPU is {current}, the engine is for {target}"
-        return Preflight(engine, "unknown", (reason, *names))
-    return Preflight(engine, "wrong machine", (f"TensorRT-RTX refuses it: {', '.join(names)}",))

@@ -219,15 +219,23 @@ def publish(
 
 
 @app.command()
-def preflight(engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine file.")]) -> int:
-    """Say whether this machine can load an engine."""
-    from export.manifest import preflight as examine
+def preflight(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="An engine file.")],
+    triton_image: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Ask for this image of Triton, e.g. 25.09-py3, not this machine.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="SMxx", help="Ask for a GPU of this compute capability, e.g. SM86.")
+    ] = None,
+) -> int:
+    """Say whether a machine can load an engine, and what to build if not."""
+    from export.preflight import examine
 
-    told = examine(engine)
-    for reason in told.reasons:
-        print(reason, file=sys.stderr)
-    document = {"status": told.status, "engine": str(told.engine), "reasons": list(told.reasons)}
-    return _finish(document, told.exit_code)
+    told = examine(engine, triton_image, gpu)
+    print("\n".join((f"{told.status}: {told.engine.name} on {told.machine}", *told.reasons)), file=sys.stderr)
+    if told.rebuild:
+        print(f"rebuild: {told.rebuild}", file=sys.stderr)
+    return _finish(told.document(), told.exit_code)
 
 
 @app.command()

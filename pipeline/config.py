@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.config_engine import Engine as Engine
+from pipeline.config_engine import Profile as Profile
 from pipeline.config_publish import Publish
 from pipeline.config_section import Fraction, NonNegative, Positive, Section, impossible, once
 
-Precision = Literal["fp32", "fp16"]
-Target = Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121", "CURRENT"]
 SOURCES = "digits | npz:FILE | torchvision:NAME | imagefolder:DIR | module:function"
 MODELS = "demo:resnet | cifar:NAME | torchvision:NAME | timm:NAME | module:function"
 MODULE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -154,47 +154,6 @@ class PrecisionSection(Section):
         return self
 
 
-class Profile(Section):
-    min: Positive = Field(default=1, description="Smallest batch the engine takes.")
-    opt: Positive = Field(default=32, description="Batch the engine is tuned for.")
-    max: Positive = Field(default=256, description="Largest batch the engine takes.")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if not self.min <= self.opt <= self.max:
-            raise impossible(
-                "opt",
-                f"min {self.min}, opt {self.opt}, max {self.max}",
-                "expected min <= opt <= max",
-                "put them in order",
-            )
-        return self
-
-
-class Engine(Section):
-    flavour: Literal["auto", "tensorrt", "tensorrt_rtx", "none"] = Field(
-        default="auto",
-        description="auto: tensorrt where it and a GPU are present, else tensorrt_rtx ahead of time; none: no engine.",
-    )
-    targets: tuple[Target, ...] = Field(
-        default=("SM86", "SM89"),
-        description="Compute capabilities of ahead-of-time tensorrt_rtx engines, one engine each.",
-    )
-    precisions: tuple[Precision, ...] = Field(default=("fp32", "fp16"), description="Precisions of the engines.")
-    profile: Profile = Field(default_factory=Profile, description="Batch sizes of the optimisation profile.")
-    workspace_mib: Positive = Field(default=1024, description="Scratch memory the builder may use, in MiB.")
-    tf32: bool = Field(default=False, description="Let fp32 layers use TF32 tensor cores (about three decimal digits).")
-    time_limit_s: Positive = Field(default=600, description="Seconds an engine build may take.")
-
-    @model_validator(mode="after")
-    def _something_to_build(self) -> Self:
-        for key, values in (("targets", self.targets), ("precisions", self.precisions)):
-            once(key, values)
-            if not values and self.flavour != "none":
-                raise impossible(key, f"{key} is empty", "expected at least one", "list one, or set flavour: none")
-        return self
-
-
 class Gates(Section):
     max_accuracy_drop: NonNegative = Field(
         default=1.0, description="Largest loss of accuracy against dense, in percentage points."
@@ -280,7 +239,7 @@ class Config(Section):
             )
         profile = self.engine.profile
         for batch in self.check.batch_sizes:
-            if not profile.min <= batch <= profile.max:
+            if not self.engine.takes(batch):
                 raise impossible(
                     "check.batch_sizes",
                     f"{batch} is outside engine.profile ({profile.min} to {profile.max})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.build_flags import BuildFlags
 from export.engine_from_onnx import Engine, engine_from_onnx
 from export.flavours import EngineUnavailable, choose, engine_name
 from export.onnx_from_torch import OnnxGraph, onnx_from_torch
 from export.precision import CastGraph, cast
+from export.proof import Precision
 from export.simplify import Simplified, simplify
 from pipeline import config
 from pipeline.data import Split
@@ -56,7 +59,7 @@ class EngineResult:
     """One engine that the config asks for: built, or the reason why it is not."""
 
     model: Role
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     target: str
     engine: Engine | None
     reason: str | None
@@ -166,15 +169,37 @@ def build_engines(
                     tf32=section.tf32,
                     time_limit_s=section.time_limit_s,
                     plan_sha256=plan_sha256 if role == "compact" else None,
+                    optimization_level=section.optimization_level,
+                    flags=_flags(section),
+                    report=partial(_report, progress, number, name),
                 )
             except EngineUnavailable as error:
                 results.append(EngineResult(role, precision, target, None, str(error)))
             else:
                 results.append(EngineResult(role, precision, target, engine, None))
+                for note in engine.notes:
+                    progress.note(f"{name}: {note}")
             progress.update(number + 1, name)
     finally:
         progress.stop()
     return Engines(tuple(results))
+
+
+def _flags(section: config.Engine) -> BuildFlags:
+    return BuildFlags(
+        more_profiles=tuple((profile.min, profile.opt, profile.max) for profile in section.more_profiles),
+        version_compatible=section.version_compatible,
+        hardware_compatibility=section.hardware_compatibility,
+        refit=section.refit,
+        sparse=section.sparse,
+        timing_cache=None if section.timing_cache is None else Path(section.timing_cache),
+        pin_tactics=section.pin_tactics,
+    )
+
+
+def _report(progress: Progress, number: int, name: str, fraction: float, phase: str) -> None:
+    """Engine `number` of the stage is `fraction` done."""
+    progress.update(number + min(fraction, 0.99), f"{name}: {phase}")
 
 
 def _targets(section: config.Engine) -> tuple[list[str], dict[str, str]]:

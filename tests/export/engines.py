@@ -7,10 +7,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from export import manifest
 from export.engine_from_onnx import Engine, engine_from_onnx
+from tests.export.graphs import conv_net
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
@@ -29,31 +31,76 @@ def build(onnx_file: Path, path: Path, **changes: Any) -> Engine:
     return engine_from_onnx(onnx_file, path, **{**options, **changes})
 
 
+OPTIONS: dict[str, Any] = {
+    "workspace_mib": 64,
+    "optimization_level": 3,
+    "tf32": False,
+    "version_compatible": False,
+    "hardware_compatibility": "none",
+    "refit": False,
+    "sparse": False,
+    "pin_tactics": False,
+}
+
+
+def typed_net(path: Path, kind: str, **net: Any) -> Path:
+    """`conv_net` computed in ONNX's `kind` (FLOAT16, BFLOAT16): weights cast, a Cast after the input and one before the
+    output, as a converter leaves them."""
+    model = onnx.load(str(conv_net(path, **net)))
+    number, graph = onnx.TensorProto.DataType.Value(kind), model.graph
+    for weight in graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(weight)
+            weight.CopyFrom(onnx.helper.make_tensor(weight.name, number, values.shape, values.flatten().tolist()))
+    graph.node[0].input[0], graph.node[-1].output[0] = "input_cast", "logits_cast"
+    first = onnx.helper.make_node("Cast", ["input"], ["input_cast"], to=number, name="cast_in")
+    last = onnx.helper.make_node("Cast", ["logits_cast"], ["logits"], to=onnx.TensorProto.FLOAT, name="cast_out")
+    nodes = [first, *graph.node, last]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    model.opset_import[0].version = 22  # Conv in bfloat16
+    onnx.save(model, str(path))
+    return path
+
+
 def document(engine: Path, **changes: Any) -> dict[str, Any]:
     """A manifest for the bytes in `engine`, whatever they are: batches 1 to 16 of 3x8x8, five logits."""
     shapes = {key: [size, 3, 8, 8] for key, size in (("min", 1), ("opt", 8), ("max", 16))}
     fields: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "file": engine.name,
         "sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
         "bytes": engine.stat().st_size,
         "flavour": "tensorrt",
         "version": "10.9.0.34",
-        "target": "SM86",
+        "cuda": {"library": "12", "driver": None},
+        "targets": ["SM86"],
         "precision": "fp16",
         "inputs": [{"name": "input", "dtype": "float32", "shape": [None, 3, 8, 8]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [None, 5]}],
         "profiles": [{"input": shapes}],
         "layers": {"CONVOLUTION": {"HALF": 2}},
-        "tf32": False,
-        "workspace_mib": 64,
-        "optimization_level": 3,
+        "proof": {
+            "source": "network",
+            "precision": "fp16",
+            "share": 1.0,
+            "products": {"fp16": 2},
+            "others": [],
+            "unknown": 0,
+            "reformats": 0,
+            "casts": 2,
+            "quantizes": 0,
+        },
+        "options": OPTIONS,
         "onnx": {"file": "net.onnx", "sha256": "0" * 64},
+        "timing_cache": None,
         "plan_sha256": None,
         "versions": {},
         "gpu": None,
         "seconds": 1.5,
-        "command": "python -m export net.onnx x.engine",
+        "notes": [],
+        "measured": None,
+        "command": "python -m export net.onnx x.engine --flavour tensorrt --target SM86",
     }
     return {**fields, **changes}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from export.build_engine import Log
-from export.engine_from_onnx import HOUSE
+from export.build_log import Log
+from export.builder_process import HOUSE
 from export.flavours import EngineUnavailable
 from runtime.errors import UserError
 from tests.export.engines import build, needs_rtx

@@ -14,13 +14,14 @@ import onnx
 import pytest
 
 from export import manifest
-from export.engine_from_onnx import HOUSE, Engine
+from export.builder_process import HOUSE
+from export.engine_from_onnx import Engine
 from export.flavours import load
 from export.gpu import first_gpu
-from export.precision import cast
+from export.preflight import Machine, _asked_rtx, preflight
 from runtime.errors import UserError
-from tests.export.engines import build, needs_rtx
-from tests.export.graphs import conv_net, images
+from tests.export.engines import build, needs_rtx, typed_net
+from tests.export.graphs import conv_net
 
 pytestmark = needs_rtx
 
@@ -30,7 +31,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A network of 2.4 million weights, in fp32 and fp16."""
     folder = tmp_path_factory.mktemp("graphs")
     full = conv_net(folder / "net.onnx", width=512)
-    return {"fp32": full, "fp16": cast(full, folder / "half.onnx", precision="fp16", samples=images(2)).path}
+    return {"fp32": full, "fp16": typed_net(folder / "half.onnx", "FLOAT16", width=512)}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_layers_prove_the_precision(engines: dict[str, Engine]) -> None:
 def test_manifest_tells_all(engines: dict[str, Engine], graphs: dict[str, Path]) -> None:
     engine = engines["fp16"]
     told = manifest.verify(engine.path)
-    assert (told.flavour, told.precision, told.target, told.tf32) == ("tensorrt_rtx", "fp16", "SM86", False)
+    assert (told.flavour, told.precision, told.target, told.options.tf32) == ("tensorrt_rtx", "fp16", "SM86", False)
     assert (told.sha256, told.bytes, told.plan_sha256) == (engine.sha256, engine.bytes, "ab" * 32)
     assert told.onnx.file == "../half.onnx"
     assert told.onnx.sha256 == hashlib.sha256(graphs["fp16"].read_bytes()).hexdigest()
@@ -83,10 +84,13 @@ def test_manifest_tells_all(engines: dict[str, Engine], graphs: dict[str, Path])
 def test_preflight_of_a_real_engine(engines: dict[str, Engine]) -> None:
     engine = engines["ada"].path
     gpu = first_gpu()
-    told = manifest.preflight(engine)
+    told = preflight(engine)
     if gpu is None:
         assert (told.status, told.reasons) == ("wrong machine", ("no NVIDIA GPU or driver was found",))
-        asked = manifest._asked_rtx(load("tensorrt_rtx"), engine, "SM89", "SM90")  # the real library, without a driver
+        machine = Machine("this machine", "1.7.1", None, "NVIDIA H100", "SM90", "13.0")
+        asked = _asked_rtx(
+            load("tensorrt_rtx"), engine, manifest.read(engine), machine
+        )  # the real library, without a driver
         assert asked.status == "unknown"
         assert asked.reasons[0] == "TensorRT-RTX gives no reason; the GPU is SM90, the engine is for SM89"
     else:
@@ -122,9 +126,9 @@ def test_rebuild_command_makes_the_same_bytes(engines: dict[str, Engine], tmp_pa
 
 
 def test_precision_that_the_graph_is_not_in_is_refused(graphs: dict[str, Path], folder: Path) -> None:
-    with pytest.raises(UserError, match=r"another type: 3 in float32; all of them in float16 for an engine in fp16"):
+    with pytest.raises(UserError, match=r"type: 3 in float32, 100% .*first 'conv2'; at least 50% .* in float16"):
         build(graphs["fp32"], folder / "x.engine", precision="fp16")
-    with pytest.raises(UserError, match=r"another type: 3 in float16; all of them in float32 for an engine in fp32"):
+    with pytest.raises(UserError, match=r"another type: 3 in float16, 100% .*; all of them in float32"):
         build(graphs["fp16"], folder / "x.engine")
     assert [item.name for item in folder.iterdir()] == ["x.engine.log"]
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
-from enum import IntEnum
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from export import manifest
-from export.flavours import EngineUnavailable
-from export.gpu import Gpu
 from runtime.errors import UserError
 from tests.export.engines import document, stand_in
 
@@ -29,7 +24,9 @@ def test_round_trip(tmp_path: Path) -> None:
     engine = stand_in(tmp_path / "x.engine")
     told = manifest.verify(engine)
     assert manifest.manifest_path(engine).name == "x.engine.json"
-    assert json.loads((tmp_path / "x.engine.json").read_text()) == document(engine)
+    content = json.loads((tmp_path / "x.engine.json").read_text())
+    assert content.pop("seal") == manifest._seal(document(engine))
+    assert content == document(engine)
     assert told.model_dump(by_alias=True) == document(engine)
     assert told.max_batch == 16
 
@@ -41,6 +38,8 @@ def test_max_batch_is_what_all_inputs_take(tmp_path: Path) -> None:
     two = [{"a": shapes(16), "b": shapes(8)}]
     engine = stand_in(tmp_path / "x.engine", profiles=two)
     assert manifest.read(engine).max_batch == 8
+    two_profiles = [{"a": shapes(4)}, {"a": shapes(32)}]
+    assert manifest.read(stand_in(tmp_path / "z.engine", profiles=two_profiles)).max_batch == 32
     fixed = [{"name": "input", "dtype": "float32", "shape": [4, 3, 8, 8]}]
     assert manifest.read(stand_in(tmp_path / "y.engine", profiles=[], inputs=fixed)).max_batch == 4
 
@@ -55,15 +54,20 @@ def edited(engine: Path, edit: Callable[[Document], object]) -> None:
 @pytest.mark.parametrize(
     ("edit", "found"),
     [
-        (lambda d: d.update(schema=2), "has the schema 2; schema 1"),
-        (lambda d: d.update(schema=True), "has the schema a bool; schema 1"),
-        (lambda d: d.pop("schema"), "has the schema a NoneType; schema 1"),
+        (lambda d: d.update(schema=1), "has the schema 1; schema 2"),
+        (lambda d: d.update(schema=True), "has the schema a bool; schema 2"),
+        (lambda d: d.pop("schema"), "has the schema a NoneType; schema 2"),
         (lambda d: d.update(bytes="17"), "bytes: Input should be a valid integer"),
         (lambda d: d.update(bytes=-1), "bytes: Input should be greater than or equal to 0"),
         (lambda d: d.update(sha256="zz"), "sha256: String should match pattern"),
         (lambda d: d.update(sha256="0" * 64 + "\n"), "sha256: String should match pattern"),
         (lambda d: d.update(flavour="onnx"), "flavour: Input should be 'tensorrt' or 'tensorrt_rtx'"),
-        (lambda d: d.update(target="../SM86"), "target: String should match pattern"),
+        (lambda d: d.update(targets=["../SM86"]), "targets.0: String should match pattern"),
+        (lambda d: d.update(targets=[]), "targets: List should have at least 1 item"),
+        (lambda d: d["proof"].update(share=1.5), "proof.share: Input should be less than or equal to 1"),
+        (lambda d: d["proof"].update(share=0.5), "was changed after it was written; a manifest that fits its own seal"),
+        (lambda d: d.pop("seal"), "was changed after it was written"),
+        (lambda d: d.update(command="rm -r /"), "was changed after it was written"),
         (lambda d: d.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda d: d.pop("layers"), "layers: Field required"),
         (lambda d: d["inputs"][0]["shape"].append(0), "inputs.0.shape.4.* greater than or equal to 1"),
@@ -86,7 +90,7 @@ def test_refuses_a_manifest_that_is_not_one(tmp_path: Path, edit: Callable[[Docu
     [
         (b"", "is not JSON"),
         (b"[]", "has the schema a NoneType"),
-        (b'{"schema": 1, "seconds": NaN}', "is not JSON"),
+        (b'{"schema": 2, "seconds": NaN}', "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"schema": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
@@ -108,7 +112,8 @@ def test_any_value_in_any_field_is_read_or_refused(tmp_path: Path, value: Any) -
     engine = stand_in(tmp_path / "x.engine")
     valid = document(engine)
     for field in valid:
-        manifest.manifest_path(engine).write_text(json.dumps({**valid, field: value}))
+        changed = {**valid, field: value}
+        manifest.manifest_path(engine).write_text(json.dumps({**changed, "seal": manifest._seal(changed)}))
         try:
             told = manifest.read(engine)
         except UserError as error:
@@ -137,89 +142,29 @@ def test_verify_refuses_truncated_altered_and_missing(tmp_path: Path) -> None:
         manifest.read(engine)
 
 
-class Validity(IntEnum):
-    VALID = 0
-    SUBOPTIMAL = 1
-    INVALID = 2
-
-
-class Diagnostics(IntEnum):
-    VERSION_MISMATCH = 1
-    UNSUPPORTED_CC = 2
-    CUDA_ERROR = 64
-
-
-def trt(version: str, validity: Validity = Validity.VALID, diagnostics: int = 0) -> Any:
-    """Stands in for a flavour's module on a machine that can run engines."""
-    runtime = SimpleNamespace(get_engine_validity=lambda content: (validity, diagnostics))
-    return SimpleNamespace(
-        __version__=version,
-        Logger=type("Logger", (), {"INTERNAL_ERROR": 0, "__init__": lambda self, level: None}),
-        Runtime=lambda given: runtime,
-        EngineValidity=Validity,
-        EngineInvalidityDiagnostics=Diagnostics,
+def test_what_was_measured_is_recorded_and_sealed(tmp_path: Path) -> None:
+    engine = stand_in(tmp_path / "x.engine")
+    latency = [manifest.Latency(batch=8, p50_ms=0.5, p95_ms=0.75, n=100)]
+    told = manifest.record(engine, manifest.Measured(device="NVIDIA L4", accuracy=0.75, latency=latency))
+    again = manifest.verify(engine)
+    assert again == told
+    assert again.measured is not None
+    assert (again.measured.device, again.measured.accuracy, again.measured.latency[0].p50_ms) == (
+        "NVIDIA L4",
+        0.75,
+        0.5,
     )
+    engine.write_bytes(b"another engine")
+    with pytest.raises(UserError, match="bytes long"):
+        manifest.record(engine, manifest.Measured(device="NVIDIA L4", accuracy=None, latency=[]))
+    assert json.loads(manifest.manifest_path(engine).read_text())["measured"]["accuracy"] == 0.75
 
 
-AMPERE, ADA = Gpu("NVIDIA RTX 3090", "SM86", "13.0"), Gpu("NVIDIA L4", "SM89", "13.0")
-RTX = {"flavour": "tensorrt_rtx", "version": "1.7.1.116"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "gpu", "module", "status", "reasons"),
-    [
-        ({}, AMPERE, trt("10.9.0.34"), "ok", ()),
-        ({}, AMPERE, trt("10.9.0.99"), "ok", ()),
-        ({}, AMPERE, trt("10.10.0.1"), "wrong machine", ("tensorrt is 10.10.0.1 here, .* built by 10.9.0.34",)),
-        ({}, ADA, trt("10.9.0.34"), "wrong machine", ("the GPU is SM89, the engine is for SM86",)),
-        ({}, None, trt("10.9.0.34"), "wrong machine", ("no NVIDIA GPU",)),
-        ({}, None, None, "wrong machine", ("tensorrt cannot be imported", "no NVIDIA GPU")),
-        ({}, AMPERE, None, "wrong machine", ("tensorrt cannot be imported",)),
-        (RTX, AMPERE, trt("1.7.1.116"), "ok", ()),
-        (RTX, ADA, trt("1.7.1.116", Validity.SUBOPTIMAL), "ok", ("slower than one built for this GPU",)),
-        (RTX, ADA, trt("1.7.1.116", Validity.INVALID, 2), "wrong machine", ("refuses it: UNSUPPORTED_CC",)),
-        (RTX, ADA, trt("1.7.1.116", Validity.INVALID, 0), "unknown", ("gives no reason; the GPU is SM89",)),
-        (RTX, ADA, trt("1.7.1.116", Validity.INVALID, 64), "unknown", ("gives no reason", "CUDA_ERROR")),
-        (RTX, ADA, trt("1.8.0.1"), "wrong machine", ("tensorrt_rtx is 1.8.0.1 here",)),
-    ],
-)
-def test_preflight(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    changes: Document,
-    gpu: Gpu | None,
-    module: Any,
-    status: str,
-    reasons: tuple[str, ...],
-) -> None:
-    def load(flavour: str) -> Any:
-        if module is None:
-            raise EngineUnavailable(f"{flavour} cannot be imported: none here")
-        return module
-
-    monkeypatch.setattr(manifest, "first_gpu", lambda: gpu)
-    monkeypatch.setattr(manifest, "load", load)
-    told = manifest.preflight(stand_in(tmp_path / "x.engine", **changes))
-    assert told.status == status
-    assert told.exit_code == {"ok": 0, "wrong machine": 1, "unknown": 3}[status]
-    assert len(told.reasons) == len(reasons)
-    for reason, expected in zip(told.reasons, reasons, strict=True):
-        assert re.search(expected, reason)
-
-
-def test_preflight_without_a_manifest_is_unknown(tmp_path: Path) -> None:
-    engine = tmp_path / "foreign.engine"
-    engine.write_bytes(b"bytes")
-    told = manifest.preflight(engine)
-    assert (told.status, told.exit_code) == ("unknown", 3)
-    assert "foreign.engine.json is missing" in told.reasons[0]
-    with pytest.raises(UserError, match=r"gone\.engine is missing; an engine file"):
-        manifest.preflight(tmp_path / "gone.engine")
-
-
-def test_preflight_refuses_an_altered_engine(tmp_path: Path) -> None:
-    engine = stand_in(tmp_path / "x.engine", b"engine bytes")
-    engine.write_bytes(b"engine bytez")
-    with pytest.raises(UserError, match="as in its manifest"):
-        manifest.preflight(engine)
-    assert engine.exists()
+def test_a_cut_manifest_is_refused_at_every_length(tmp_path: Path) -> None:
+    engine = stand_in(tmp_path / "x.engine")
+    whole = manifest.manifest_path(engine).read_bytes()
+    for length in range(0, len(whole) - 2, 97):
+        manifest.manifest_path(engine).write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"is not JSON|has the schema") as caught:
+            manifest.read(engine)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,111 @@
+"""Options that a TensorRT cannot follow are refused before anything is built."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export import manifest
+from export.build_flags import BuildFlags, check_flags, check_profiles
+from export.features import Features, features
+from runtime.errors import UserError
+from tests.export import standins
+from tests.export.engines import build, needs_rtx
+from tests.export.graphs import conv_net
+
+pytestmark = needs_rtx
+
+
+def rtx() -> Features:
+    return features(importlib.import_module("tensorrt_rtx"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"hardware_compatibility": "ampere_plus"}, "builds none such; none; list the GPUs in engine.targets"),
+        ({"pin_tactics": True, "timing_cache": Path("x")}, "no editable timing cache"),
+        ({"pin_tactics": True}, "without engine.timing_cache"),
+    ],
+)
+def test_rtx_cannot(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_flags(BuildFlags(**flags), rtx(), "tensorrt_rtx")
+    check_flags(BuildFlags(timing_cache=Path("x"), refit=True, sparse=True), rtx(), "tensorrt_rtx")
+    assert BuildFlags() == BuildFlags(timing_cache=None)
+
+
+@pytest.mark.parametrize("version", standins.VERSIONS)
+def test_tensorrt_can_all(version: str) -> None:
+    can = features(standins.module(version))
+    for level in ("ampere_plus", "same_compute_capability"):
+        everything = BuildFlags(
+            hardware_compatibility=level,
+            version_compatible=True, refit=True, sparse=True, timing_cache=Path("x"), pin_tactics=True,
+        )  # fmt: skip
+        check_flags(everything, can, "tensorrt")
+    poorer = Features(can.version, 0, (), frozenset({"TF32"}), True, ("none",), True)
+    with pytest.raises(UserError, match=r"BuilderFlag\.REFIT is asked for"):
+        check_flags(BuildFlags(refit=True), poorer, "tensorrt")
+    assert not poorer.pinned_tactics
+
+
+def test_profiles() -> None:
+    check_profiles(((1, 1, 1), (2, 8, 16)))
+    with pytest.raises(UserError, match="a profile is listed twice"):
+        check_profiles(((1, 1, 1), (1, 1, 1)))
+    with pytest.raises(UserError, match=r"the profile \[2, 1, 4\]"):
+        check_profiles(((1, 1, 1), (2, 1, 4)))
+
+
+def test_several_profiles_and_targets_in_one_real_engine(tmp_path: Path) -> None:
+    source, heard = conv_net(tmp_path / "net.onnx"), []
+    flags = BuildFlags(more_profiles=((16, 32, 64),), sparse=True, timing_cache=tmp_path / "unused")
+    engine = build(
+        source, tmp_path / "x.engine", target="SM86+SM89", profile=(1, 1, 8), flags=flags,
+        optimization_level=0, tf32=True, report=lambda fraction, text: heard.append((fraction, text)),
+    )  # fmt: skip
+    told = manifest.verify(engine.path)
+    assert (told.target, told.targets, engine.target) == ("SM86+SM89", ["SM86", "SM89"], "SM86+SM89")
+    assert [(p["input"].min[0], p["input"].opt[0], p["input"].max[0]) for p in told.profiles] == [
+        (1, 1, 8),
+        (16, 32, 64),
+    ]
+    assert (told.max_batch, told.options.sparse, told.options.tf32, told.options.optimization_level) == (
+        64,
+        True,
+        True,
+        0,
+    )
+    assert (told.timing_cache, told.cuda.library) == (None, "13")
+    assert not (tmp_path / "unused").exists()
+    for words in ("--profile 1,1,8 --profile 16,32,64", "--target SM86+SM89", "--sparse", "--tf32"):
+        assert words in told.command
+    fractions = [fraction for fraction, _ in heard]
+    assert fractions and fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert any(text for _, text in heard)
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        ({"refit": True}, "leave engine.refit out: TensorRT-RTX compiles refittable engines only on a GPU"),
+        ({"version_compatible": True}, "install it, or leave engine.version_compatible out"),
+    ],
+)
+def test_what_the_real_builder_refuses_names_the_option(tmp_path: Path, flags: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(UserError, match="tensorrt_rtx cannot build") as caught:
+        build(conv_net(tmp_path / "net.onnx"), tmp_path / "x.engine", flags=BuildFlags(**flags))
+    assert caught.value.remedy == remedy
+    assert not (tmp_path / "x.engine").exists()
+
+
+def test_a_bfloat16_engine(tmp_path: Path) -> None:
+    from tests.export.engines import typed_net
+
+    engine = build(typed_net(tmp_path / "net.onnx", "BFLOAT16"), tmp_path / "x.engine", precision="bf16")
+    assert engine.proof["products"] == {"bf16": 3}
+    assert manifest.verify(engine.path).precision == "bf16"
