@@ -46,3 +46,19 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})", "a readable file", "check the path") from error
+
+
+def sync(path: Path) -> None:
+    """Ask the kernel to put a file or folder on the disk before we go on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for every file and folder in `folder`, and itself."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)

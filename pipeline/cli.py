@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from pipeline import serving_commands
+from pipeline.command_output import finish
 from pipeline.progress import open_progress
 from runtime import errors
 from runtime.errors import UserError
@@ -143,7 +145,7 @@ def shrink(
     settings = config_from_overrides([f"{key}={json.dumps(value)}" for key, value in given.items()] + (override or []))
     make_importable(Path.cwd())
     request = shrinking.Request(settings, shrinking.image_shape(input_shape), classes, data is not None, out)
-    return _finish(shrinking.shrink_network(request, open_progress()), errors.EXIT_PASS)
+    return finish(shrinking.shrink_network(request, open_progress()), errors.EXIT_PASS)
 
 
 @app.command()
@@ -160,7 +162,7 @@ def bench(
 
     told = benching.bench(files, benching.Conditions(batch, threads, device.value, min_blocks, time_limit))
     print(benching.table(files, told), file=sys.stderr)
-    return _finish(told, errors.EXIT_PASS)
+    return finish(told, errors.EXIT_PASS)
 
 
 @app.command()
@@ -180,7 +182,7 @@ def report(run: RunFolder) -> int:
     from pipeline import finished
 
     path = finished.report(run, open_progress())
-    return _finish({"status": "done", "report": str(path)}, errors.EXIT_PASS)
+    return finish({"status": "done", "report": str(path)}, errors.EXIT_PASS)
 
 
 @app.command()
@@ -200,22 +202,8 @@ def gate(
     return _judged(told, told, EXIT_CODES[told["status"]])
 
 
-@app.command()
-def publish(
-    run: RunFolder,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The repository to write.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a repository that demport published.")] = False,
-    allow_rtx: Annotated[
-        bool,
-        typer.Option("--allow-rtx", help="Also engines of tensorrt_rtx, which Triton's own backend does not load."),
-    ] = False,
-) -> int:
-    """Write a Triton model repository from a run."""
-    from pipeline import finished
-    from pipeline.publishing import Target
-
-    published = finished.publish(run, Target(directory, replace, allow_rtx), open_progress())
-    return _finish(published.document(), errors.EXIT_PASS)
+app.command()(serving_commands.publish)
+app.command()(serving_commands.ask)
 
 
 @app.command()
@@ -235,7 +223,7 @@ def preflight(
     print("\n".join((f"{told.status}: {told.engine.name} on {told.machine}", *told.reasons)), file=sys.stderr)
     if told.rebuild:
         print(f"rebuild: {told.rebuild}", file=sys.stderr)
-    return _finish(told.document(), told.exit_code)
+    return finish(told.document(), told.exit_code)
 
 
 @app.command()
@@ -247,19 +235,13 @@ def doctor() -> int:
     return errors.EXIT_PASS
 
 
-def _finish(document: Mapping[str, Any], code: int) -> int:
-    """Print the JSON document that ends a command's output."""
-    print(json.dumps(document, separators=(",", ":"), allow_nan=False), flush=True)
-    return code
-
-
 def _judged(document: Mapping[str, Any], verdict: Mapping[str, Any] | None, code: int) -> int:
     """Tell people the verdict's gates and the report before the JSON document."""
     for gate in verdict["gates"] if verdict else ():
         print(f"{gate['status']:12}  {gate['name']}: {gate['reason']}", file=sys.stderr)
     if "report" in document:
         print(f"report: {document['report']}", file=sys.stderr)
-    return _finish(document, code)
+    return finish(document, code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

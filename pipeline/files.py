@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from export.files import replacing
 from export.files import sha256 as sha256
+from export.files import sync as sync
+from export.files import sync_tree as sync_tree
 from export.files import write_json as write_json
 from runtime.errors import UserError
 
@@ -24,22 +25,6 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` at once: another process sees the old file or the new one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def sync(path: Path) -> None:
-    """Ask the kernel to put a file or folder on the disk before we go on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """`sync` for every file and folder in `folder`, and itself."""
-    for path in sorted(folder.rglob("*")):
-        sync(path)
-    sync(folder)
 
 
 def sha256_of_tree(paths: Iterable[Path], root: Path) -> str:

@@ -46,8 +46,8 @@ def check(order: Order, overrides: tuple[str, ...], progress: Progress) -> Outco
         made = {name: work.finished(name) for name in before}
         _demand_same_data(config, made["10-dense"])
         write_config(config, order.out)
-        read = [made[name] for name in before if name != "20-demp"]
-        return outcome_of(order.out, [check_stage(work, task_of(config, order, progress), *read)], progress)
+        done = check_stage(work, task_of(config, order, progress), *made.values())
+        return outcome_of(order.out, [done], progress)
 
 
 def report(folder: Path, progress: Progress) -> Path:
@@ -57,11 +57,11 @@ def report(folder: Path, progress: Progress) -> Path:
     return folder / "report.html"
 
 
-def publish(folder: Path, target: Target, progress: Progress) -> Published:
-    """Write a Triton model repository from a run, and record it in the run folder. Raises UserError."""
+def publish(folder: Path, target: Target, overrides: tuple[str, ...], progress: Progress) -> Published:
+    """Write a folder for a server from a run, and record it in the run folder. Raises UserError."""
     from pipeline.publishing import Published, publish_run
 
-    config = config_of(folder)
+    config = config_of(folder, overrides)
     contents.make_importable(Path.cwd())
     with workspace_of(config, Order(folder, redo=frozenset({PUBLISH})), progress) as work:
         made = [work.finished(name) for name in ("50-simplify", "55-precision", "60-engine")]
@@ -69,9 +69,14 @@ def publish(folder: Path, target: Target, progress: Progress) -> Published:
         done = work.stage(
             PUBLISH,
             lambda out: publish_run(config, folder, target, simplified, casts, engines),
-            inputs={"directory": str(target.directory), "allow_rtx": target.allow_rtx},
+            inputs={
+                "directory": str(target.directory),
+                "format": target.format,
+                "allow_rtx": target.allow_rtx,
+                "publish": config.publish.model_dump(mode="json"),
+            },
             upstream=made,
-            code=1,
+            code=2,
             versions={},
         )
         return done.result(Published)

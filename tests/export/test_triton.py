@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.triton import NAME, Model, Repository, publish, safe_name
+from export import triton
+from export.served import NAME, Model, Sources, safe_name
+from export.triton import Content, Repository
+from export.triton_config import Serving
 from runtime.errors import UserError
 from tests.export.engines import build, needs_rtx, stand_in
 from tests.export.graphs import conv_net, images
@@ -36,6 +39,29 @@ def run(tmp_path: Path) -> Path:
 
 def shapes(low: int, opt: int, high: int) -> dict[str, list[int]]:
     return {key: [size, 3, 8, 8] for key, size in (("min", low), ("opt", opt), ("max", high))}
+
+
+def publish(
+    models: list[Model],
+    directory: Path,
+    *,
+    root: Path,
+    labels: tuple[str, ...] = (),
+    samples: Any = None,
+    hashes: dict[Path, str] | None = None,
+    max_batch: int = 256,
+    allow_rtx: bool = False,
+    replace: bool = False,
+    **serving: Any,
+) -> Repository:
+    return triton.publish(
+        models,
+        directory,
+        Sources(root, hashes or {}, max_batch, allow_rtx),
+        content=Content(labels, samples),
+        serving=Serving(**serving),
+        replace=replace,
+    )
 
 
 def onnx_model(run: Path, **changes: Any) -> Model:
@@ -72,11 +98,16 @@ def test_layout_and_content(run: Path, tmp_path: Path) -> None:
         "digits/config.pbtxt",
         "digits/input-data.json",
         "digits/labels.txt",
+        "digits/sample-request.json",
+        "digits/sample-response.json",
+        "digits/warmup/input0",
         "digits_trt/1/model.plan",
         "digits_trt/2/model.plan",
         "digits_trt/config.pbtxt",
         "digits_trt/input-data.json",
         "digits_trt/labels.txt",
+        "digits_trt/sample-request.json",
+        "digits_trt/warmup/input0",
     ]
     assert (made.path / "digits/1/model.onnx").read_bytes() == (run / "dense.onnx").read_bytes()
     assert (made.path / "digits_trt/2/model.plan").read_bytes() == b"compact engine"
@@ -100,6 +131,8 @@ def test_index_lists_the_hashes(run: Path, tmp_path: Path) -> None:
     index = json.loads((made.path / "demport.json").read_text())
     digests = [hashlib.sha256((run / name).read_bytes()).hexdigest() for name in ("dense.onnx", "compact.onnx")]
     assert index["schema"] == 1
+    assert index["serial"] == 1
+    assert index["files"]["digits/1/model.onnx"] == digests[0]
     assert index["models"][0]["sha256"] == {"1": digests[0], "2": digests[1]}
     assert str(run) not in (made.path / "demport.json").read_text()
 
@@ -133,7 +166,7 @@ def test_engines_record_what_their_reference_says(run: Path, tmp_path: Path) -> 
     made = publish([model], tmp_path / "two", root=run, samples=images(2))
     recorded = json.loads((made.path / "digits_trt/input-data.json").read_text())
     assert len(recorded["validation_data"]) == 2
-    assert "digits_trt/reference.tmp" not in files(made.path)
+    assert "digits_trt/2/reference.tmp" not in files(made.path)
 
 
 def test_a_fixed_batch_is_recorded_whole(tmp_path: Path) -> None:
@@ -153,7 +186,8 @@ def test_an_existing_target_is_replaced_only_on_demand(run: Path, tmp_path: Path
     assert "digits/config.pbtxt" in files(repo)
     publish([engine_model(run)], repo, root=run, replace=True)
     assert {name.split("/")[0] for name in files(repo)} == {"demport.json", "digits_trt"}
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["repo", "run"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".repo.previous", "repo", "run"]
+    assert "digits/config.pbtxt" in files(tmp_path / ".repo.previous")
 
 
 def test_replace_spares_what_demport_did_not_publish(run: Path, tmp_path: Path) -> None:
@@ -168,22 +202,32 @@ def test_replace_spares_what_demport_did_not_publish(run: Path, tmp_path: Path) 
     assert (precious / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_failed_replace_keeps_the_old_repository(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repo = tmp_path / "repo"
-    publish([onnx_model(run)], repo, root=run)
-    before = files(repo)
-    rename = Path.rename
-
-    def fails_for_the_new_one(self: Path, target: Path) -> Path:
-        if self.name.endswith(".tmp"):
-            raise OSError(28, "No space left on device")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
-    with pytest.raises(OSError, match="No space left"):
-        publish([engine_model(run)], repo, root=run, replace=True)
-    assert files(repo) == before
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["repo", "run"]
+def test_labels_sample_and_served_version_reach_the_config(run: Path, tmp_path: Path) -> None:
+    made = publish(
+        [onnx_model(run), engine_model(run)],
+        tmp_path / "repo",
+        root=run,
+        labels=LABELS,
+        samples=images(9),
+        versions=(1,),
+        instances=3,
+        preferred=(2, 8),
+        cuda_graphs=True,
+    )
+    told, engine = config_of(made, "digits"), config_of(made, "digits_trt")
+    assert list(told.version_policy.specific.versions) == [1]
+    assert [(w.batch_size, w.inputs["input"].input_data_file) for w in told.model_warmup] == [
+        (1, "input0"),
+        (2, "input0"),
+        (8, "input0"),
+    ]
+    assert (made.path / "digits/warmup/input0").read_bytes() == images(1).tobytes()
+    assert [spec.batch_size for spec in engine.optimization.cuda.graph_spec] == [1, 2, 8]
+    assert not told.optimization.cuda.graphs and told.instance_group[0].count == 3
+    recorded = json.loads((made.path / "digits/sample-response.json").read_text())
+    session = onnxruntime.InferenceSession(str(run / "dense.onnx"), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input": images(1)})
+    np.testing.assert_allclose(np.float32(recorded["outputs"][0]["data"]), logits[0], atol=1e-6)
 
 
 BAD_NAMES = ("", ".", "..", "../up", "a/b", "/abs", ".hidden", "a b", "a\nb", "a\x00", "é", "x" * 129)

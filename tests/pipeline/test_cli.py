@@ -16,7 +16,7 @@ from pipeline.config_file import config_schema
 from runtime.errors import UserError
 from tests.conftest import REPOSITORY
 
-COMMANDS = ("run", "shrink", "bench", "check", "gate", "preflight", "publish", "report", "doctor")
+COMMANDS = ("run", "shrink", "bench", "check", "gate", "preflight", "publish", "ask", "report", "doctor")
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "pydantic", "yaml", "plotly", "sklearn")
 
 
@@ -55,7 +55,7 @@ def test_help_of_run_ends_with_every_key(capsys: pytest.CaptureFixture[str]) -> 
     assert call("run", "--help") == 0
     text = capsys.readouterr().out
     assert "  lambda_peak: Peak weight of the L1 penalty" in text
-    assert text.rstrip().endswith("[a number >= 0; default 1e-05]")
+    assert text.rstrip().endswith('[text; default "pvc://models/demport"]')
 
 
 def test_the_schema_is_printed_without_a_config(capsys: pytest.CaptureFixture[str]) -> None:
