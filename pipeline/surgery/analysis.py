@@ -58,16 +58,17 @@ class Analysis:
     def __post_init__(self) -> None:
         self._names: dict[int, str] = {}
         module = self.traced.module
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        self._modules = dict(module.named_modules(remove_duplicate=False))
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        self._tensors = dict(named)
+        for name, tensor in named:
             self._names.setdefault(id(tensor), name)
         self._fetched: set[str] = set()
         for node in module.graph.nodes:
             if node.op == "get_attr":
                 self._fetched.add(self.canonical(str(node.target)))
                 self.uses[self.canonical(str(node.target))] += len(node.users)
-            elif node.op == "call_module" and isinstance(
-                getattr(module.get_submodule(node.target), "weight", None), Tensor
-            ):
+            elif node.op == "call_module" and isinstance(getattr(self.module(node), "weight", None), Tensor):
                 self.uses[self.canonical(f"{node.target}.weight")] += 1
 
     def value(self, x: Any) -> Any:
@@ -75,7 +76,12 @@ class Analysis:
         return fx.node.map_aggregate(x, lambda n: self.env[n] if isinstance(n, fx.Node) else n)
 
     def tensor(self, name: str) -> Tensor:
-        return attrgetter(name)(self.traced.module)  # type: ignore[no-any-return]
+        found = self._tensors.get(name)
+        return attrgetter(name)(self.traced.module) if found is None else found
+
+    def module(self, node: fx.Node) -> Any:
+        """The module that a `call_module` node calls."""
+        return self._modules[str(node.target)]
 
     def canonical(self, name: str) -> str:
         """One name per tensor: tied parameters answer to the first."""
@@ -152,7 +158,7 @@ def _uniform(data: Tensor, axis: int) -> Any:
 
 def describe(a: Analysis, node: fx.Node) -> str:
     if node.op == "call_module":
-        return type(a.traced.module.get_submodule(str(node.target))).__name__
+        return type(a.module(node)).__name__
     return str(getattr(node.target, "__name__", node.target))
 
 

@@ -107,7 +107,7 @@ class _Watcher(fx.Interpreter):
 def _activates(a: Analysis, node: fx.Node) -> bool:
     if node.op == "call_module":
         kinds = (*ACTIVATION_MODULES, nn.PReLU)
-        return type(a.traced.module.get_submodule(str(node.target))) in kinds
+        return type(a.module(node)) in kinds
     return node.op in ("call_function", "call_method") and describe(a, node).rstrip("_") in ACTIVATIONS
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 _PLAIN = (bool, int, float, str, type(None), type, torch.dtype, torch.device)
 _CONTAINERS = (dict, OrderedDict, list, set)
+_HOLDERS = frozenset((torch.Tensor, nn.Parameter, dict, OrderedDict, list, tuple))
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -23,7 +24,9 @@ def deep_copy(model: nn.Module) -> nn.Module:
 def kept_results(model: nn.Module) -> dict[int, Any]:
     """Tensors that modules keep and that have a gradient history, which `copy.deepcopy` refuses; detached copies."""
     memo: dict[int, Any] = {}
-    todo: list[Any] = [v for m in model.modules() for k, v in vars(m).items() if k not in _TABLES]
+    todo: list[Any] = [
+        v for m in model.modules() for k, v in vars(m).items() if type(v) in _HOLDERS and k not in _TABLES
+    ]
     while todo:
         value = todo.pop()
         if isinstance(value, torch.Tensor) and not value.is_leaf:

@@ -48,7 +48,7 @@ def rule_for(a: Analysis, node: fx.Node) -> Rule | None:
         case "get_attr":
             return plain.get_attr
         case "call_module":
-            module = a.traced.module.get_submodule(str(node.target))
+            module = a.module(node)
             if not _plain(module):
                 return None
             return elementwise.same if type(module).__name__ in PATH_DROPS else MODULES.get(type(module))

@@ -69,7 +69,7 @@ def _convolution(a: Analysis, node: fx.Node, x: Any, w: Weights, spatial: int) -
 
 
 def conv_module(a: Analysis, node: fx.Node) -> Result | None:
-    m: Any = a.traced.module.get_submodule(str(node.target))
+    m: Any = a.module(node)
     name, transposed = str(node.target), bool(m.transposed)
     bias = None if m.bias is None else f"{name}.bias"
     # A transposed convolution sees fewer taps at the border even without padding.
@@ -96,7 +96,7 @@ def average(a: Analysis, node: fx.Node) -> Result | None:
     if not isinstance(x, Labels) or len(node.meta["val"].shape) != len(x.shape):
         return None
     if node.op == "call_module":
-        m: Any = a.traced.module.get_submodule(str(node.target))
+        m: Any = a.module(node)
         padding, counted, divisor = m.padding, m.count_include_pad, getattr(m, "divisor_override", None)
     else:
         names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")

@@ -21,7 +21,8 @@ def _call(node: fx.Node, a: Analysis) -> Callable[..., Any]:
     """The node's own operation, on tensors of constants."""
     kwargs = {k: v for k, v in a.value(node.kwargs).items() if k != "inplace"}
     if node.op == "call_module":
-        return a.traced.module.get_submodule(str(node.target))
+        module: nn.Module = a.module(node)
+        return module
     if node.op == "call_method":
         return lambda x, *rest: getattr(x, str(node.target))(*rest, **kwargs)
     return lambda *values: node.target(*values, **kwargs)  # type: ignore[operator]

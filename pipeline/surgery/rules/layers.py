@@ -189,7 +189,7 @@ def _fold(cut: Cut, node: fx.Node, w: Weights, incoming: Ids, arrived: Ids, rows
 
 
 def linear_module(a: Analysis, node: fx.Node) -> Result | None:
-    m: Any = a.traced.module.get_submodule(str(node.target))
+    m: Any = a.module(node)
     name, x = str(node.target), a.value(node.args[0])
     if not isinstance(x, Labels):
         return None

@@ -75,7 +75,7 @@ def batch_norm(
 
 
 def batch_norm_module(a: Analysis, node: fx.Node) -> Result | None:
-    m: Any = a.traced.module.get_submodule(str(node.target))
+    m: Any = a.module(node)
     names = [
         f"{node.target}.{n}" if getattr(m, n) is not None else None
         for n in ("running_mean", "running_var", "weight", "bias")
@@ -98,7 +98,7 @@ def parameter_name(x: Any) -> str | None:
 
 def instance_norm(a: Analysis, node: fx.Node) -> Result | None:
     """Statistics of each channel alone: a constant channel becomes its beta."""
-    m: Any = a.traced.module.get_submodule(str(node.target))
+    m: Any = a.module(node)
     x = a.value(node.args[0])
     if not isinstance(x, Labels) or m.track_running_stats:
         return None

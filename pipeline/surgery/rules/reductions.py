@@ -122,10 +122,7 @@ def softmax(a: Analysis, node: fx.Node) -> Result | None:
     x = a.value(node.args[0])
     if not isinstance(x, Labels):
         return None
-    if node.op == "call_module":
-        dim = a.traced.module.get_submodule(str(node.target)).dim
-    else:
-        dim = a.value(_given(node, 1, "dim"))
+    dim = a.module(node).dim if node.op == "call_module" else a.value(_given(node, 1, "dim"))
     if not isinstance(dim, int):
         return None
     f = x.at(dim % len(x.shape))

@@ -76,7 +76,7 @@ def layer_norm(
 
 
 def layer_norm_module(a: Analysis, node: fx.Node) -> Result | None:
-    m: Any = a.traced.module.get_submodule(str(node.target))
+    m: Any = a.module(node)
     names = [None if getattr(m, n) is None else f"{node.target}.{n}" for n in ("weight", "bias")]
     return layer_norm(
         a, node, a.value(node.args[0]), m.normalized_shape, names[0], names[1], m.eps,
@@ -149,7 +149,7 @@ def group_norm(
 
 
 def group_norm_module(a: Analysis, node: fx.Node) -> Result | None:
-    m: Any = a.traced.module.get_submodule(str(node.target))
+    m: Any = a.module(node)
     names = [None if getattr(m, n) is None else f"{node.target}.{n}" for n in ("weight", "bias")]
     return group_norm(
         a, node, a.value(node.args[0]), m.num_groups, names[0], names[1], m.eps, m.num_channels // m.num_groups,
