@@ -28,4 +28,4 @@ test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf runs build .venv-server *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -42,22 +42,28 @@ class Built:
 
     def run(self, *arguments: str, volume: str | None = None, timeout_s: int = 900) -> subprocess.CompletedProcess[str]:
         """What `docker run IMAGE ARGUMENTS` does; `buildah run` leaves the entry point to us."""
-        command = [*self.config()["config"]["Entrypoint"], *arguments]
+        config = self.config()["config"]
+        command = [*(config["Entrypoint"] or ()), *(arguments or config["Cmd"])]
         mount = ["--volume", volume] if volume else []
         options = ["run", "--isolation", "chroot", *mount, self.container, "--", *command]
         return _buildah(self.store, *options, check=False, timeout_s=timeout_s)
 
+    def shell(self, script: str) -> str:
+        """Standard output of a script in the image, as its user."""
+        return _buildah(self.store, "run", "--isolation", "chroot", self.container, "--", "sh", "-c", script).stdout
+
 
 @contextmanager
-def built() -> Iterator[Built]:
-    """Build the Dockerfile on the local base; everything is removed afterwards, the cache of pip excepted."""
+def built(stage: str = "runtime") -> Iterator[Built]:
+    """Build a stage on the local base; everything is removed afterwards, the cache of pip excepted."""
     with tempfile.TemporaryDirectory(prefix="demport-image.", ignore_cleanup_errors=True) as name:
         store = Path(name)
         store.chmod(0o755)
         try:
             _make_base(store)
             build = ["bud", "--isolation", "chroot", "--format", "docker", "--layers=false"]
-            _buildah(store, *build, "--build-arg", f"BASE_IMAGE={BASE}", "--tag", IMAGE, str(ROOT), timeout_s=2400)
+            bases = [word for name in ("BASE_IMAGE", "CI_BASE_IMAGE") for word in ("--build-arg", f"{name}={BASE}")]
+            _buildah(store, *build, *bases, "--target", stage, "--tag", IMAGE, str(ROOT), timeout_s=2400)
             yield Built(store, _buildah(store, "from", IMAGE).stdout.strip())
         finally:
             for command in (["rm", "--all"], ["rmi", "--all", "--force"]):
