@@ -30,9 +30,11 @@ Action = Literal["bind", "launch", "wait", "fetch", "close"]
 # How a file is opened. Networks in memory have no file: runtime.torch_backend.TorchSession takes the module itself.
 BACKENDS = {
     "onnxruntime": "runtime.ort_backend:OrtSession",
+    "onnxruntime_tensorrt": "runtime.ort_backend:open_tensorrt_provider",
     "tensorrt": "runtime.trt_backend:open_tensorrt",
     "tensorrt_rtx": "runtime.trt_backend:open_tensorrt_rtx",
 }
+OPTIONS = {flavour: {"cuda_graph", "allow_host_code"} for flavour in ("tensorrt", "tensorrt_rtx")}
 ENGINE_SUFFIXES = (".engine", ".plan")
 
 
@@ -148,16 +150,21 @@ class Guard:
 
 
 class _Opener(Protocol):
-    def __call__(self, path: Path, *, device: DeviceName, threads: int | None) -> Session: ...
+    def __call__(self, path: Path, *, device: DeviceName, threads: int | None, **options: bool) -> Session: ...
 
 
 def open_session(
-    path: Path | str, backend: str | None = None, device: DeviceName = "auto", threads: int | None = None
+    path: Path | str,
+    backend: str | None = None,
+    device: DeviceName = "auto",
+    threads: int | None = None,
+    **options: bool,
 ) -> Session:
     """Opens an .onnx file or a TensorRT .engine/.plan; `backend` None reads it from the suffix and the engine's
     manifest.
 
-    `threads` None uses every core this process may run on. Raises UserError for a file that is missing or does not
+    `threads` None uses every core this process may run on. `options` are the backend's own: cuda_graph and
+    allow_host_code for an engine, see TrtSession. Raises UserError for a file that is missing or does not
     load, for an unknown backend or device, and where the library or the device is missing.
     """
     path = Path(path)
@@ -172,7 +179,13 @@ def open_session(
         raise UserError(f"unknown backend {backend!r}", f"one of {', '.join(BACKENDS)}", "choose one of them")
     module, name = BACKENDS[backend].split(":")
     opener = cast(_Opener, getattr(import_module(module), name))
-    return opener(path, device=device, threads=threads)
+    if unknown := sorted(options.keys() - OPTIONS.get(backend, set())):
+        raise UserError(
+            f"the option {unknown[0]!r} for {backend}",
+            f"one of {', '.join(sorted(OPTIONS.get(backend, set()))) or 'none'}",
+            "leave it out",
+        )
+    return opener(path, device=device, threads=threads, **options)
 
 
 def _backend_of(path: Path) -> str:
@@ -198,20 +211,31 @@ def _backend_of(path: Path) -> str:
     )
 
 
-def _manifest_flavour(engine: Path) -> str | None:
-    """The flavour that the sidecar `<engine>.json` names; None where there is no sidecar."""
-    sidecar = engine.with_name(engine.name + ".json")
-    if not sidecar.is_file():
+def sidecar(engine: Path) -> dict[str, Any] | None:
+    """The content of `<engine>.json`, None where there is none. UserError where it is no JSON object.
+
+    It is read for what it says and not verified: `export.manifest.verify` holds it against the engine.
+    """
+    path = engine.with_name(engine.name + ".json")
+    if not path.is_file():
         return None
     try:
-        manifest = json.loads(sidecar.read_bytes())
-        flavour = manifest["flavour"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{sidecar} names no flavour ({error})", "an engine manifest", "build the engine again"
-        ) from error
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error})", "an engine manifest", "build the engine again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object", "an engine manifest", "build the engine again")
+    return content
+
+
+def _manifest_flavour(engine: Path) -> str | None:
+    """The flavour that the sidecar names; None where there is no sidecar."""
+    content = sidecar(engine)
+    if content is None:
+        return None
+    flavour = content.get("flavour")
     if flavour not in ("tensorrt", "tensorrt_rtx"):
         raise UserError(
-            f"{sidecar} names the flavour {flavour!r}", "tensorrt or tensorrt_rtx", "build the engine again"
+            f"{engine.name}.json names the flavour {flavour!r}", "tensorrt or tensorrt_rtx", "build the engine again"
         )
     return cast(str, flavour)

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: the CPU provider, and the CUDA provider where the installed build has it."""
+"""Sessions of ONNX Runtime: the CPU provider, and the CUDA and TensorRT providers where its build has them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _NUMPY_NAMES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8",
     "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
 }  # fmt: skip
+_CUDA, _TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_OPTIONS = {_CUDA: {"use_tf32": "0"}, _TENSORRT: {}}  # float32 means float32
 _ERROR = 3  # ONNX Runtime's severity: its warnings on standard error would break our output
 
 
@@ -26,21 +28,24 @@ class OrtSession:
 
     Denormals are flushed to zero in the worker threads and, while it runs, in the calling thread. Worker threads spin
     during a run only (`session.force_spinning_stop`): spinning on between runs they would take the cores of the
-    session timed next.
+    session timed next. With `tensorrt` ONNX Runtime builds an engine of the whole graph or of parts of it when it is
+    opened and at the first run of each shape, and leaves what TensorRT does not take to CUDA.
     """
 
-    backend = "onnxruntime"
-
-    def __init__(self, path: Path, *, device: DeviceName = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, device: DeviceName = "auto", threads: int | None = None, tensorrt: bool = False
+    ) -> None:
         self.name = path.name
+        self.backend = "onnxruntime_tensorrt" if tensorrt else "onnxruntime"
         threads = threads or usable_cores()
         with Denormals(flush=False):  # opening the first session changes the calling thread for good
-            self._session = _inference_session(path, device, threads)
-        self.device = "cuda" if self._session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
-        if device == "cuda" and self.device != "cuda":
+            self._session = _inference_session(path, _providers(device, tensorrt), threads)
+        started = self._session.get_providers()[0]
+        self.device = "cpu" if started == "CPUExecutionProvider" else "cuda"
+        if (device == "cuda" and self.device != "cuda") or (tensorrt and started != _TENSORRT):
             raise UserError(
-                f"ONNX Runtime could not start its CUDA provider for {path}",
-                "a working GPU and driver",
+                f"ONNX Runtime could not start its {'TensorRT' if tensorrt else 'CUDA'} provider for {path}",
+                f"a working GPU and driver{', and the TensorRT it was built for' if tensorrt else ''}",
                 "use device cpu",
             )
         self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
@@ -100,14 +105,30 @@ class OrtSession:
             self.__dict__.pop("_session", None)
 
 
-def _inference_session(path: Path, device: DeviceName, threads: int) -> ort.InferenceSession:
-    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-    if device == "cuda" and not has_cuda:
-        raise UserError(
-            "the installed ONNX Runtime has no CUDA provider",
-            "onnxruntime-gpu",
-            "install onnxruntime-gpu, or use device cpu",
-        )
+def open_tensorrt_provider(path: Path, *, device: DeviceName = "auto", threads: int | None = None) -> OrtSession:
+    """An .onnx file on ONNX Runtime's TensorRT provider."""
+    return OrtSession(path, device=device, threads=threads, tensorrt=True)
+
+
+def _providers(device: DeviceName, tensorrt: bool) -> list[str | tuple[str, dict[str, str]]]:
+    """Providers in the order they are asked. `UserError` where the installed build lacks one that is asked for."""
+    available = ort.get_available_providers()
+    if tensorrt and device == "cpu":
+        raise UserError("device cpu for the TensorRT provider", "device auto or cuda", "use the backend onnxruntime")
+    for provider, name, asked in ((_TENSORRT, "TensorRT", tensorrt), (_CUDA, "CUDA", device == "cuda")):
+        if asked and provider not in available:
+            raise UserError(
+                f"the installed ONNX Runtime has no {name} provider",
+                "onnxruntime-gpu",
+                "install onnxruntime-gpu, or use device cpu",
+            )
+    wanted = [_TENSORRT] * tensorrt + [_CUDA] * (device != "cpu" and _CUDA in available)
+    return [*((provider, _OPTIONS[provider]) for provider in wanted), "CPUExecutionProvider"]
+
+
+def _inference_session(
+    path: Path, providers: list[str | tuple[str, dict[str, str]]], threads: int
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -115,9 +136,6 @@ def _inference_session(path: Path, device: DeviceName, threads: int) -> ort.Infe
     options.log_severity_level = _ERROR
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    providers = ["CPUExecutionProvider"]
-    if has_cuda and device != "cpu":
-        providers.insert(0, "CUDAExecutionProvider")
     try:
         return ort.InferenceSession(path, options, providers=providers)
     except Exception as error:  # its exception types share no base but Exception

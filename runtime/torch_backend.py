@@ -1,11 +1,11 @@
-"""Sessions of a torch module as it is in memory, on the CPU or on a CUDA device, eager."""
+"""Sessions of a torch module in memory, on the CPU or on a CUDA device: eager, compiled, or as a CUDA graph."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,18 @@ def image_inputs(input_shape: tuple[int, ...]) -> tuple[TensorSpec, ...]:
     return (TensorSpec("input", (None, *input_shape), "float32"),)
 
 
+Mode = Literal["eager", "compiled", "cuda_graph"]
+Precision = Literal["fp32", "fp16", "bf16"]
+_DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+_WARM_UP = 3  # runs before a capture, as torch.cuda.graph asks for
+
+
 class TorchSession:
     """A copy of `module` in eval mode; the given module is left untouched. `outputs` names what it returns, in order.
+
+    `mode` compiled is `torch.compile`: `bind` compiles for each new shape, so that no launch does. cuda_graph captures
+    the eager run for the bound shape and replays it. `precision` converts the module and its float inputs; inputs and
+    outputs of the session stay float32.
 
     The first axis of every output is taken for the batch. On a CUDA device work is queued on a stream of the
     session's own and waited for by an event; TF32 is off during a run, so that float32 means float32. Torch's number
@@ -43,12 +53,21 @@ class TorchSession:
         name: str = "torch",
         device: DeviceName = "auto",
         threads: int | None = None,
+        mode: Mode = "eager",
+        precision: Precision = "fp32",
     ) -> None:
         self.name, self.inputs, self._names = name, tuple(inputs), tuple(outputs)
         self.device = _device(device)
+        if mode == "cuda_graph" and self.device != "cuda":
+            raise UserError("mode cuda_graph without a CUDA device", "an NVIDIA GPU and its driver", "use mode eager")
+        self._mode, self._dtype = mode, _DTYPES[precision]
         self._threads = threads or usable_cores()
         self._threads_before: int | None = torch.get_num_threads()
         self._module = copy.deepcopy(module).to(self.device).eval().requires_grad_(False)
+        if self._dtype is not None:
+            self._module = self._module.to(self._dtype)
+        self._run_module = torch.compile(self._module, dynamic=False) if mode == "compiled" else self._module
+        self._graph: Any = None
         cuda: Any = torch.cuda  # its classes have no types
         self._stream = cuda.Stream() if self.device == "cuda" else None
         self._done = cuda.Event() if self.device == "cuda" else None
@@ -57,7 +76,8 @@ class TorchSession:
         self.settings: dict[str, Setting] = {
             "threads": self._threads,
             "denormals": "as the process has them",
-            "mode": "eager",
+            "mode": mode,
+            "precision": precision,
             "tf32": False,
         }
         self._guard = Guard(name)
@@ -71,8 +91,10 @@ class TorchSession:
         """See Session."""
         with self._guard("bind"):
             checked = check_feeds(self.name, self.inputs, feeds)
-            self._arguments = tuple(torch.from_numpy(array.copy()).to(self.device) for array in checked.values())
+            self._place(tuple(checked.values()))
             self._settle()
+            if self._mode != "eager":
+                self._prepare()
 
     def launch(self) -> None:
         """See Session. On the CPU it returns when the run is done."""
@@ -89,26 +111,76 @@ class TorchSession:
         with self._guard("fetch"):
             self._synchronize()
             return {
-                name: np.array(result.cpu().numpy()) for name, result in zip(self._names, self._results, strict=True)
+                name: np.array(_float32(result).cpu().numpy())
+                for name, result in zip(self._names, self._results, strict=True)
             }
 
     def close(self) -> None:
         """See Session."""
         with self._guard("close"):
             self._arguments = self._results = ()
-            self._module = nn.Identity()
+            self._module = self._run_module = nn.Identity()
+            self._graph = None
             self._put_threads_back()
 
-    def _run(self) -> None:
+    def _place(self, arrays: Sequence[Array]) -> None:
+        """Copies the inputs to the device; into the tensors there where their shapes are the same."""
+        given = tuple(torch.from_numpy(array.copy()) for array in arrays)
+        if self._dtype is not None:
+            given = tuple(tensor.to(self._dtype) if tensor.is_floating_point() else tensor for tensor in given)
+        if [tensor.shape for tensor in given] == [tensor.shape for tensor in self._arguments]:
+            with torch.inference_mode():
+                for held, tensor in zip(self._arguments, given, strict=True):
+                    held.copy_(tensor)
+            return
+        self._graph = None  # it is one of other shapes and addresses
+        with torch.inference_mode():
+            self._arguments = tuple(tensor.to(self.device) for tensor in given)
+
+    def _use_threads(self) -> None:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
+
+    def _run(self) -> None:
+        self._use_threads()
         with torch.inference_mode():
             if self._stream is None or self._done is None:
-                self._results = _as_tuple(self._module(*self._arguments))
+                self._results = _as_tuple(self._run_module(*self._arguments))
                 return
             with torch.cuda.stream(self._stream), _without_tf32():
-                self._results = _as_tuple(self._module(*self._arguments))
+                if self._graph is not None:
+                    self._graph.replay()
+                else:
+                    self._results = _as_tuple(self._run_module(*self._arguments))
             self._done.record(self._stream)
+
+    def _prepare(self) -> None:
+        """Compiles or captures for the bound shapes. `UserError` with torch's first line where it cannot."""
+        if self._graph is not None:
+            return
+        try:
+            for _ in range(_WARM_UP if self._mode == "cuda_graph" else 1):
+                self._run()
+            self._settle()
+            if self._mode == "cuda_graph":
+                self._capture()
+        except UserError:
+            raise
+        except Exception as error:  # compilers and captures fail in many ways
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise UserError(
+                f"torch cannot run {self.name} in mode {self._mode}: {first}",
+                "a network that it can compile or capture",
+                "use mode eager",
+            ) from error
+
+    def _capture(self) -> None:
+        cuda: Any = torch.cuda
+        graph = cuda.CUDAGraph()
+        with torch.inference_mode(), _without_tf32(), cuda.graph(graph, stream=self._stream):
+            self._results = _as_tuple(self._run_module(*self._arguments))
+        self._settle()
+        self._graph = graph
 
     def _put_threads_back(self) -> None:
         if self._threads_before is not None:
@@ -128,10 +200,12 @@ class TorchSession:
         """What the module returns for one image of zeros."""
         shapes = [tuple(1 if size is None else size for size in spec.shape) for spec in self.inputs]
         arrays = [np.zeros(shape, spec.dtype) for shape, spec in zip(shapes, self.inputs, strict=True)]
-        self._arguments = tuple(torch.from_numpy(array).to(self.device) for array in arrays)
+        self._place(arrays)
         self._settle()
-        self._run()
-        self._synchronize()
+        self._use_threads()
+        with torch.inference_mode():  # eager: compiling waits for the first shapes that are bound
+            self._results = _as_tuple(self._module(*self._arguments))
+        self._settle()
         if len(self._results) != len(self._names):
             raise UserError(
                 f"{self.name} returns {len(self._results)} tensors",
@@ -139,7 +213,7 @@ class TorchSession:
                 "name every output",
             )
         return tuple(
-            TensorSpec(name, (None, *result.shape[1:]), str(result.dtype).removeprefix("torch."))
+            TensorSpec(name, (None, *result.shape[1:]), str(_float32(result).dtype).removeprefix("torch."))
             for name, result in zip(self._names, self._results, strict=True)
         )
 
@@ -150,6 +224,11 @@ def _device(device: DeviceName) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def _float32(result: Tensor) -> Tensor:
+    """Half-precision results in float32: NumPy has no bfloat16."""
+    return result.float() if result.dtype in (torch.float16, torch.bfloat16) else result
 
 
 def _as_tuple(result: object) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ CLASSES = (
     "IOptimizationProfile ITimingCache IProgressMonitor ILogger Logger OnnxParser ParserError Runtime ICudaEngine "
     "IExecutionContext IRuntimeConfig EngineInspector IHostMemory BuilderFlag NetworkDefinitionCreationFlag "
     "MemoryPoolType ProfilingVerbosity HardwareCompatibilityLevel LayerInformationFormat DataType TensorIOMode "
-    "LayerType ComputeCapability EngineValidity EngineInvalidityDiagnostics CudaGraphStrategy IRuntimeCache"
+    "LayerType ComputeCapability EngineValidity EngineInvalidityDiagnostics CudaGraphStrategy IRuntimeCache IProfiler"
 ).split()
 
 

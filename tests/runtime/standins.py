@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 from enum import Enum, auto
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from runtime import cuda, trt_backend
 from tests.runtime.nets import CLASSES, SHAPE, expected
 
 
@@ -69,6 +71,26 @@ class Stream:
 STREAMS: dict[int, Stream] = {}
 
 
+class Event:
+    """pycuda.driver.Event: synchronising it does the work queued before it was recorded."""
+
+    def __init__(self) -> None:
+        assert Context.depth > 0
+        self.behind: list[Any] = []
+        self.stream: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.behind = stream, list(stream.queue)
+
+    def synchronize(self) -> None:
+        assert Context.depth > 0
+        if self.stream is not None:
+            for work in self.behind:
+                work()
+            self.stream.queue = self.stream.queue[len(self.behind) :]
+            self.behind = []
+
+
 class Allocation:
     """pycuda.driver.DeviceAllocation: poisoned with 0xFF, so that what was never written reads as NaN."""
 
@@ -104,11 +126,35 @@ def download(dest: NDArray[Any], src: Allocation, stream: Stream) -> None:
 DRIVER = SimpleNamespace(
     Device=Device,
     Stream=Stream,
+    Event=Event,
     mem_alloc=Allocation,
     pagelocked_empty=np.empty,
     memcpy_htod_async=upload,
     memcpy_dtoh_async=download,
 )
+
+
+class CapturedGraph:
+    """runtime.cuda_graph.CapturedGraph: what is queued while it is made is not run, but by each launch."""
+
+    live = 0
+
+    def __init__(self, stream: int, enqueue: Any, what: str) -> None:
+        assert Context.depth > 0
+        self.stream = STREAMS[stream]
+        before, self.stream.queue = self.stream.queue, []
+        assert before == [], "work that is queued already would not be captured"
+        enqueue()
+        self.work, self.stream.queue = self.stream.queue, before
+        CapturedGraph.live += 1
+
+    def launch(self) -> None:
+        assert Context.depth > 0
+        self.stream.queue += self.work
+
+    def free(self) -> None:
+        assert Context.depth > 0
+        CapturedGraph.live -= 1
 
 
 class TensorIOMode(Enum):
@@ -137,22 +183,30 @@ class IExecutionContext:
 
     profiler: IProfiler | None = None
 
-    def __init__(self) -> None:
-        self.batch = 0
-        self.addresses: dict[str, int] = {}
+    def __init__(self, profiles: tuple[tuple[int, int, int], ...]) -> None:
+        self._profiles = profiles
+        self._profile = 0
+        self._batch = 0
+        self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, index: int, handle: int) -> bool:
+        assert handle in STREAMS and index != self._profile
+        self._profile, self._batch, self._addresses = index, 0, {}
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.batch = shape[0]
-        return name == "input" and 1 <= shape[0] <= 8
+        low, _, high = self._profiles[self._profile]
+        self._batch = shape[0]
+        return name == "input" and low <= shape[0] <= high
 
     def infer_shapes(self) -> list[str]:
-        return [] if self.batch else ["input"]
+        return [] if self._batch else ["input"]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.batch, *(SHAPE if name == "input" else (CLASSES,)))
+        return (self._batch, *(SHAPE if name == "input" else (CLASSES,)))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
+        self._addresses[name] = address
         return True
 
     def execute_async_v3(self, handle: int) -> bool:
@@ -161,22 +215,23 @@ class IExecutionContext:
         return True
 
     def _compute(self) -> None:
-        size = self.batch * int(np.prod(SHAPE))
-        given = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self.addresses["input"]))
-        wanted = expected(given.reshape(self.batch, *SHAPE))
-        ctypes.memmove(self.addresses["logits"], wanted.ctypes.data, wanted.nbytes)
+        size = self._batch * int(np.prod(SHAPE))
+        given = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self._addresses["input"]))
+        wanted = expected(given.reshape(self._batch, *SHAPE))
+        ctypes.memmove(self._addresses["logits"], wanted.ctypes.data, wanted.nbytes)
         if self.profiler is not None:
             self.profiler.report_layer_time("Reformatting CopyNode for Input Tensor 0", 0.002)
             self.profiler.report_layer_time("gemm + relu", 0.005)
 
 
 class ICudaEngine:
-    """trt.ICudaEngine of the network in `nets`, with a profile of 1 to 8 images."""
+    """trt.ICudaEngine of the network in `nets`."""
 
     num_io_tensors = 2
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, profiles: tuple[tuple[int, int, int], ...]) -> None:
+        self._kind, self._profiles = kind, profiles
+        self.num_optimization_profiles = len(profiles)
 
     def get_tensor_name(self, index: int) -> str:
         return ("input", "logits")[index]
@@ -185,7 +240,7 @@ class ICudaEngine:
         return TensorIOMode.INPUT if name == "input" else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=self.kind)
+        return SimpleNamespace(name=self._kind)
 
     def is_shape_inference_io(self, name: str) -> bool:
         return False
@@ -194,28 +249,87 @@ class ICudaEngine:
         return (-1, *(SHAPE if name == "input" else (CLASSES,)))
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        assert profile == 0
-        return [(1, *SHAPE), (4, *SHAPE), (8, *SHAPE)]
+        return [(size, *SHAPE) for size in self._profiles[profile]]
 
     def create_execution_context(self) -> IExecutionContext:
-        return IExecutionContext()
+        return IExecutionContext(self._profiles)
 
 
 class Runtime:
-    """trt.Runtime: takes the bytes b"plan" or b"plan <dtype>" for an engine, and logs an error for others."""
+    """trt.Runtime: takes the bytes b"plan" or b"plan <dtype>" for an engine with a profile of 1 to 8 images, b"plans"
+    for one with the profiles 1 and 3 to 8, and logs an error for others."""
+
+    _engine = ICudaEngine
+    engine_host_code_allowed = False
 
     def __init__(self, logger: Any) -> None:
-        self.logger = logger
+        self._logger = logger
 
     def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine | None:
         if plan.startswith(b"plan"):
-            return ICudaEngine(plan.decode().removeprefix("plan").strip() or "FLOAT")
-        self.logger.log(ILogger.WARNING, "a warning before it")
-        self.logger.log(ILogger.ERROR, "The serialized engine is not compatible with this device.")
+            if plan == b"plans":
+                return self._engine("FLOAT", ((1, 1, 1), (3, 4, 8)))
+            return self._engine(plan.decode().removeprefix("plan").strip() or "FLOAT", ((1, 4, 8),))
+        self._logger.log(ILogger.WARNING, "a warning before it")
+        self._logger.log(ILogger.ERROR, "The serialized engine is not compatible with this device.")
         return None
 
 
-TENSORRT = SimpleNamespace(
-    __version__="0.0", TensorIOMode=TensorIOMode, ILogger=ILogger, IProfiler=IProfiler, Runtime=Runtime
-)
+class CudaGraphStrategy(Enum):
+    """trt.CudaGraphStrategy, of TensorRT-RTX only."""
+
+    DISABLED = auto()
+    WHOLE_GRAPH_CAPTURE = auto()
+
+
+class IRuntimeConfig:
+    """trt.IRuntimeConfig of TensorRT-RTX."""
+
+    cuda_graph_strategy = CudaGraphStrategy.DISABLED
+
+
+class RtxEngine(ICudaEngine):
+    """trt.ICudaEngine of TensorRT-RTX, whose contexts may capture graphs for themselves."""
+
+    strategies: ClassVar[list[CudaGraphStrategy]] = []
+
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def create_execution_context(self, config: IRuntimeConfig | None = None) -> IExecutionContext:
+        RtxEngine.strategies.append(config.cuda_graph_strategy if config else CudaGraphStrategy.DISABLED)
+        return IExecutionContext(self._profiles)
+
+
+class RtxRuntime(Runtime):
+    """trt.Runtime of TensorRT-RTX."""
+
+    _engine = RtxEngine
+
+
+_COMMON: dict[str, Any] = {
+    "__version__": "0.0",
+    "TensorIOMode": TensorIOMode,
+    "ILogger": ILogger,
+    "IProfiler": IProfiler,
+}
+LIBRARIES = {
+    "tensorrt": SimpleNamespace(**_COMMON, Runtime=Runtime),
+    "tensorrt_rtx": SimpleNamespace(**_COMMON, Runtime=RtxRuntime, CudaGraphStrategy=CudaGraphStrategy),
+}
 CLASSES_STOOD_IN_FOR = (IExecutionContext, IProfiler, ICudaEngine, Runtime, TensorIOMode)
+RTX_CLASSES = {"ICudaEngine": RtxEngine, "IRuntimeConfig": IRuntimeConfig, "CudaGraphStrategy": CudaGraphStrategy}
+
+
+def stand_in(patch: pytest.MonkeyPatch) -> None:
+    """Puts the stand-ins in the place of pycuda, libcuda and both TensorRTs."""
+    cuda.cuda_device.cache_clear()
+    patch.setattr(cuda, "_driver", lambda: DRIVER)
+    patch.setattr(trt_backend, "library", lambda flavour: LIBRARIES[flavour])
+    patch.setattr(trt_backend, "CapturedGraph", CapturedGraph)
+
+
+def all_given_back() -> None:
+    """Fails where memory, a graph or a current context is left."""
+    cuda.cuda_device.cache_clear()
+    assert (Context.depth, Allocation.live, CapturedGraph.live) == (0, 0, 0)

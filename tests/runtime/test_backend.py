@@ -33,7 +33,12 @@ def test_an_onnx_file_opens_by_its_suffix(tmp_path: Path) -> None:
         ("net.tflite", b"", {}, "ends in '.tflite'; .onnx, .engine or .plan"),
         ("net.onnx", b"garbage", {}, "ONNX Runtime cannot load"),
         ("net.onnx", b"", {"device": "tpu"}, "unknown device 'tpu'; auto, cpu or cuda"),
-        ("net.onnx", b"", {"backend": "tvm"}, "unknown backend 'tvm'; one of onnxruntime, tensorrt, tensorrt_rtx"),
+        (
+            "net.onnx",
+            b"",
+            {"backend": "tvm"},
+            "unknown backend 'tvm'; one of onnxruntime, onnxruntime_tensorrt, tensorrt",
+        ),
         ("net.onnx", b"", {"threads": 0}, "0 threads; at least 1"),
     ],
 )
@@ -50,9 +55,9 @@ def test_files_that_do_not_open(tmp_path: Path, name: str, content: bytes | None
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [
-        ("{", "names no flavour"),
-        ("[]", "names no flavour"),
-        ("{}", "names no flavour"),
+        ("{", "is no JSON ("),
+        ("[]", "is no JSON object"),
+        ("{}", "names the flavour None"),
         ('{"flavour": "tvm"}', "names the flavour 'tvm'; tensorrt or tensorrt_rtx"),
     ],
 )

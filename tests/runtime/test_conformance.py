@@ -13,11 +13,15 @@ import pytest
 from runtime.backend import Session, open_session
 from runtime.errors import UserError
 from runtime.torch_backend import TorchSession, image_inputs
+from tests.runtime import standins
 from tests.runtime.nets import SHAPE, Net, expected, images, write_onnx
 
 
 def _engine(folder: Path, flavour: str) -> Path:
-    """An engine for batches of 1 to 8, built on this machine's GPU."""
+    """An engine for batches of 1 to 8, built on this machine's GPU, once a folder."""
+    path = folder / "net.engine"
+    if path.exists():
+        return path
     trt: Any = pytest.importorskip(flavour, reason=f"{flavour} is not installed")
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -29,35 +33,57 @@ def _engine(folder: Path, flavour: str) -> Path:
     profile = builder.create_optimization_profile()
     profile.set_shape("input", (1, *SHAPE), (4, *SHAPE), (8, *SHAPE))
     config.add_optimization_profile(profile)
-    path = folder / "net.engine"
     path.write_bytes(bytes(builder.build_serialized_network(network, config)))
     return path
 
 
-def tensorrt_session(folder: Path, flavour: str) -> Session:
+def tensorrt_session(folder: Path, flavour: str, **options: Any) -> Session:
     from runtime.cuda import cuda_device
 
     cuda_device()
-    return open_session(_engine(folder, flavour), flavour)
+    return open_session(_engine(folder, flavour), flavour, **options)
+
+
+def stand_in_session(folder: Path, flavour: str, **options: Any) -> Session:
+    """On the stand-ins of this folder, which compute the same function; the fixture puts them in place."""
+    (folder / "net.engine").write_bytes(b"plan")
+    return open_session(folder / "net.engine", flavour, **options)
+
+
+def torch_session(**options: Any) -> Session:
+    return TorchSession(Net(), image_inputs(SHAPE), threads=1, **options)
 
 
 OPENERS: dict[str, Callable[[Path], Session]] = {
     "onnxruntime-cpu": lambda folder: open_session(write_onnx(folder / "net.onnx"), device="cpu", threads=1),
+    "torch-cpu": lambda folder: torch_session(device="cpu"),
+    "tensorrt-stand-in": lambda folder: stand_in_session(folder, "tensorrt"),
+    "tensorrt-graph-stand-in": lambda folder: stand_in_session(folder, "tensorrt", cuda_graph=True),
+    "tensorrt_rtx-stand-in": lambda folder: stand_in_session(folder, "tensorrt_rtx"),
+    "torch-compiled-cpu": lambda folder: torch_session(device="cpu", mode="compiled"),
     "onnxruntime-cuda": lambda folder: open_session(write_onnx(folder / "net.onnx"), device="cuda"),
-    "torch-cpu": lambda folder: TorchSession(Net(), image_inputs(SHAPE), device="cpu", threads=1),
-    "torch-cuda": lambda folder: TorchSession(Net(), image_inputs(SHAPE), device="cuda"),
+    "onnxruntime-tensorrt": lambda folder: open_session(write_onnx(folder / "net.onnx"), "onnxruntime_tensorrt"),
+    "torch-cuda": lambda folder: torch_session(device="cuda"),
+    "torch-compiled-cuda": lambda folder: torch_session(device="cuda", mode="compiled"),
+    "torch-graph-cuda": lambda folder: torch_session(device="cuda", mode="cuda_graph"),
     "tensorrt": lambda folder: tensorrt_session(folder, "tensorrt"),
+    "tensorrt-graph": lambda folder: tensorrt_session(folder, "tensorrt", cuda_graph=True),
     "tensorrt_rtx": lambda folder: tensorrt_session(folder, "tensorrt_rtx"),
+    "tensorrt_rtx-graph": lambda folder: tensorrt_session(folder, "tensorrt_rtx", cuda_graph=True),
 }
 
 
-ON_CPU = ("onnxruntime-cpu", "torch-cpu")
-EVERY = [pytest.param(name, marks=() if name in ON_CPU else pytest.mark.gpu) for name in OPENERS]
+STOOD_IN_FOR = tuple(name for name in OPENERS if name.endswith("stand-in"))
+ON_CPU = ("onnxruntime-cpu", "torch-cpu", "torch-compiled-cpu", *STOOD_IN_FOR)
+MARKS = {name: pytest.mark.gpu for name in OPENERS if name not in ON_CPU} | {"torch-compiled-cpu": pytest.mark.slow}
+EVERY = [pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS]
 
 
 @pytest.fixture(params=EVERY)
-def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
+def session(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     name: str = request.param
+    if name in STOOD_IN_FOR:
+        standins.stand_in(monkeypatch)
     try:
         opened = OPENERS[name](tmp_path)
     except UserError as error:
@@ -66,6 +92,8 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]
         pytest.skip(f"{name}: {error}")
     yield opened
     opened.close()
+    if name in STOOD_IN_FOR:
+        standins.all_given_back()
 
 
 @pytest.mark.parametrize("name", [name for name in OPENERS if name not in ON_CPU])

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime import ort_backend
 from runtime.backend import open_session
 from runtime.errors import UserError
 from tests.runtime.nets import write_onnx
@@ -72,3 +73,20 @@ def test_an_input_type_numpy_lacks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input is a tensor\(string\)") as caught:
         open_session(tmp_path / "s.onnx", device="cpu")
     assert "tensor(float)" in caught.value.expected
+
+
+def test_providers_in_the_order_they_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: every)
+    assert ort_backend._providers("auto", False) == [cuda, "CPUExecutionProvider"]
+    assert ort_backend._providers("cpu", False) == ["CPUExecutionProvider"]
+    assert ort_backend._providers("cuda", True) == [("TensorrtExecutionProvider", {}), cuda, "CPUExecutionProvider"]
+    with pytest.raises(UserError, match="device cpu for the TensorRT provider"):
+        ort_backend._providers("cpu", True)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert ort_backend._providers("auto", False) == ["CPUExecutionProvider"]
+    with pytest.raises(UserError, match="has no TensorRT provider; onnxruntime-gpu"):
+        ort_backend._providers("auto", True)
+    with pytest.raises(UserError, match="has no CUDA provider; onnxruntime-gpu"):
+        ort_backend._providers("cuda", False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from runtime.errors import UserError
 from runtime.torch_backend import TorchSession, image_inputs
-from tests.runtime.nets import SHAPE, Net, images
+from tests.runtime.nets import SHAPE, Net, expected, images
 
 
 class Norm(nn.Module):
@@ -84,3 +87,47 @@ def test_outputs_that_do_not_fit_their_names() -> None:
 
     with pytest.raises(UserError, match="the network returns str"):
         TorchSession(Text(), image_inputs(SHAPE), device="cpu", threads=1)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_lower_precision_keeps_the_sessions_own_types(precision: Any) -> None:
+    session = TorchSession(Net(), image_inputs(SHAPE), device="cpu", threads=1, precision=precision)
+    batch = images(4)
+    session.bind({"input": batch})
+    session.launch()
+    logits = session.fetch()["logits"]
+    assert logits.dtype == np.float32
+    assert session.outputs[0].dtype == "float32"
+    difference = np.abs(logits - expected(batch)).max()
+    assert 0 < difference < 0.2  # rounding to 8 or 11 bits shows, and no more
+    assert session.settings["precision"] == precision
+    session.close()
+
+
+def test_inputs_of_the_same_shape_stay_where_they_are() -> None:
+    session = TorchSession(Net(), image_inputs(SHAPE), device="cpu", threads=1)
+    session.bind({"input": images(4)})
+    place = session._arguments[0].data_ptr()
+    session.bind({"input": images(4, seed=5)})
+    assert session._arguments[0].data_ptr() == place
+    session.launch()
+    np.testing.assert_allclose(session.fetch()["logits"], expected(images(4, seed=5)), rtol=0, atol=1e-5)
+    session.bind({"input": images(2)})
+    assert session._arguments[0].shape[0] == 2
+    session.close()
+
+
+def test_modes_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="mode cuda_graph without a CUDA device"):
+        TorchSession(Net(), image_inputs(SHAPE), device="cpu", mode="cuda_graph")
+    session = TorchSession(Net(), image_inputs(SHAPE), device="cpu", threads=1)
+    session._mode, session._run_module = "compiled", _raising
+    with pytest.raises(UserError, match="torch cannot run torch in mode compiled: no compiler takes this; ") as caught:
+        session.bind({"input": images(1)})
+    assert caught.value.remedy == "use mode eager"
+    session.close()
+
+
+def _raising(*arguments: Tensor) -> Tensor:
+    """Fails as a compiler does, on several lines."""
+    raise RuntimeError("no compiler takes this\nand more")

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import cuda, trt_backend
+from runtime import cuda, trt_library
 from runtime.backend import open_session
 from runtime.errors import UserError
 from runtime.trt_backend import TrtSession
+from tests.export.standins import NAMES, VERSIONS
 from tests.runtime import standins
 from tests.runtime.nets import expected, images
 from tests.runtime.test_conformance import tensorrt_session
@@ -21,12 +22,9 @@ from tests.runtime.test_conformance import tensorrt_session
 
 @pytest.fixture
 def standing_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    cuda.cuda_device.cache_clear()
-    monkeypatch.setattr(cuda, "_driver", lambda: standins.DRIVER)
-    monkeypatch.setattr(trt_backend, "_library", lambda flavour: standins.TENSORRT)
+    standins.stand_in(monkeypatch)
     yield
-    cuda.cuda_device.cache_clear()
-    assert standins.Context.depth == 0
+    standins.all_given_back()
 
 
 def engine(folder: Path, plan: bytes = b"plan") -> Path:
@@ -123,19 +121,101 @@ def test_close_twice_and_use_afterwards(standing_in: None, tmp_path: Path) -> No
     assert standins.Allocation.live == 0
 
 
+def names_used(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
 @pytest.mark.parametrize("kind", standins.CLASSES_STOOD_IN_FOR)
-def test_the_stand_ins_use_names_of_the_real_library(kind: type) -> None:
+def test_the_stand_ins_use_names_of_every_version(kind: type) -> None:
+    """Code that touched another name would fail on the stand-ins; these names are in 10.x, 11.x and RTX."""
     trt: Any = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    used = {name for name in vars(kind) if not name.startswith("_")}
+    used = names_used(kind) - ({"num_optimization_profiles", "strategies"} if kind is standins.ICudaEngine else set())
     assert used
     assert used <= set(dir(getattr(trt, kind.__name__)))
+    for version in VERSIONS:
+        assert used <= set(NAMES[version][kind.__name__]), version
+
+
+def test_the_stand_ins_for_rtx_use_its_names() -> None:
+    trt: Any = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    for name, kind in standins.RTX_CLASSES.items():
+        used = names_used(kind) - {"strategies"}
+        assert used
+        assert used <= set(dir(getattr(trt, name)))
+    for version in VERSIONS:
+        assert "num_optimization_profiles" in NAMES[version]["ICudaEngine"]
+        assert "CudaGraphStrategy" not in NAMES[version]
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
+def test_the_profile_tuned_nearest_is_taken(standing_in: None, tmp_path: Path, flavour: str) -> None:
+    session = TrtSession(engine(tmp_path, b"plans"), flavour)
+    assert session.settings["profiles"] == 2
+    assert (session.inputs[0].smallest, session.inputs[0].largest) == ((1, 2, 3, 3), (8, 2, 3, 3))
+    for count in (1, 8, 3, 1, 4):
+        batch = images(count, seed=count)
+        np.testing.assert_allclose(infer(session, batch), expected(batch), rtol=0, atol=1e-6)
+    with pytest.raises(UserError) as caught:
+        session.bind({"input": images(2)})
+    assert "fed the shapes input (2, 2, 3, 3)" in caught.value.found
+    assert "0: input (1, 2, 3, 3) to (1, 2, 3, 3); 1: input (3, 2, 3, 3) to (8, 2, 3, 3)" in caught.value.expected
+    session.close()
+
+
+def test_a_graph_is_captured_once_for_shapes_and_addresses(standing_in: None, tmp_path: Path) -> None:
+    session = TrtSession(engine(tmp_path), "tensorrt", cuda_graph=True)
+    graphs = []
+    for count in (4, 4, 2, 8):
+        batch = images(count, seed=count)
+        np.testing.assert_allclose(infer(session, batch), expected(batch), rtol=0, atol=1e-6)
+        graphs.append(session._graph)
+        assert standins.CapturedGraph.live == 1
+    assert graphs[0] is graphs[1]
+    assert len({id(graph) for graph in graphs}) == 3
+    assert session.settings["cuda_graph"] is True
+    assert session.layer_times(2)["gemm + relu"] == [5.0, 5.0]
+    session.close()
+
+
+def test_rtx_captures_for_itself(standing_in: None, tmp_path: Path) -> None:
+    standins.RtxEngine.strategies.clear()
+    for wanted in (True, False):
+        session = TrtSession(engine(tmp_path), "tensorrt_rtx", cuda_graph=wanted)
+        np.testing.assert_allclose(infer(session, images(2)), expected(images(2)), rtol=0, atol=1e-6)
+        session.close()
+    kind = standins.CudaGraphStrategy
+    assert standins.RtxEngine.strategies == [kind.WHOLE_GRAPH_CAPTURE, kind.DISABLED]
+    assert standins.CapturedGraph.live == 0
+
+
+def test_an_engine_with_code_of_its_own_is_opened_only_where_allowed(standing_in: None, tmp_path: Path) -> None:
+    path = engine(tmp_path)
+    sidecar = tmp_path / "net.engine.json"
+    sidecar.write_text('{"flavour": "tensorrt", "options": {"version_compatible": true}}')
+    with pytest.raises(UserError, match="it brings code that runs on this machine") as caught:
+        open_session(path)
+    assert "allow_host_code=True" in caught.value.remedy
+    session = open_session(path, allow_host_code=True)
+    assert session._runtime.engine_host_code_allowed is True  # type: ignore[attr-defined]  # of a TrtSession
+    session.close()
+    sidecar.write_text("[]")
+    with pytest.raises(UserError, match="is no JSON object"):
+        open_session(path)
+
+
+def test_an_option_that_a_backend_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the option 'fast' for tensorrt; one of allow_host_code, cuda_graph"):
+        open_session(engine(tmp_path), "tensorrt", fast=True)
+    (tmp_path / "net.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match="the option 'cuda_graph' for onnxruntime; one of none"):
+        open_session(tmp_path / "net.onnx", cuda_graph=True)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = engine(tmp_path)
     with pytest.raises(UserError, match="engines run on NVIDIA GPUs only"):
         open_session(path, "tensorrt_rtx", device="cpu")
-    monkeypatch.setattr(trt_backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(trt_library, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match="tensorrt is not installed; tensorrt, which built the engine; install tensorrt"
     ):
