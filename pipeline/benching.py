@@ -5,58 +5,121 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from runtime.backend import open_session
+from runtime.concurrency import under_load
+from runtime.conditions import complaints
 from runtime.device import environment
 from runtime.feeds import random_feeds
-from runtime.latency import compare
+from runtime.latency import Comparison, compare, end_to_end
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Images a launch, threads of ONNX Runtime (None: every core), and how long a comparison goes on."""
+    """Images a launch (the first is what `models` tells of, all are swept), numbers of sessions at once, threads of
+    ONNX Runtime (None: every core), and how long a comparison goes on."""
 
-    batch: int
+    batches: tuple[int, ...]
+    streams: tuple[int, ...]
     threads: int | None
     device: Literal["auto", "cpu", "cuda"]
     min_blocks: int
     time_limit_s: float
+    precision: float
 
 
 def bench(paths: Sequence[Path], conditions: Conditions) -> dict[str, Any]:
-    """The JSON document: `models[]` in the order of `paths`, each later one with its `speedup` against the first.
+    """The JSON document: `models[]` in the order of `paths`, each later one with its `speedup` against the first and,
+    with the copies in and out, `end_to_end`; `sweep[]` the same for each batch, where there are several; and
+    `concurrency[]`, throughput for each number of streams at the first batch.
 
     Raises UserError where a file does not load or does not take the batch.
     """
+    swept = [_at(paths, batch, conditions) for batch in conditions.batches]
+    return {
+        "status": "done",
+        **swept[0],
+        **({"sweep": swept} if len(swept) > 1 else {}),
+        "concurrency": [_loaded(paths, streams, conditions) for streams in conditions.streams],
+        "environment": environment(),
+    }
+
+
+def _at(paths: Sequence[Path], batch: int, conditions: Conditions) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         sessions = []
         for path in paths:
             session = open_session(path, device=conditions.device, threads=conditions.threads)
             stack.callback(session.close)
             sessions.append(session)
-        feeds = [random_feeds(session, conditions.batch) for session in sessions]
-        told = compare(sessions, feeds, min_blocks=conditions.min_blocks, time_limit_s=conditions.time_limit_s)
+        feeds = [random_feeds(session, batch) for session in sessions]
+        told = compare(
+            sessions,
+            feeds,
+            min_blocks=conditions.min_blocks,
+            time_limit_s=conditions.time_limit_s,
+            precision=conditions.precision,
+        )
+        whole = end_to_end(sessions, feeds, time_limit_s=conditions.time_limit_s / 4, precision=0.05)
     models = []
-    for number, (path, latency) in enumerate(zip(paths, told.models, strict=True)):
-        speedup = asdict(told.speedups[number - 1]) if number else None
-        figures = {key: value for key, value in asdict(latency).items() if key not in ("name", "samples_ms")}
-        models.append({"file": str(path), **figures, "settings": dict(told.settings[number]), "speedup": speedup})
-    protocol, state = dict(told.protocol), dict(told.conditions)
-    more = {"protocol": protocol, "conditions": state, "environment": environment()}
-    return {"status": "done", "batch": conditions.batch, "models": models, **more}
+    for number, path in enumerate(paths):
+        settings = dict(told.settings[number])
+        models.append(
+            {"file": str(path), **_figures(told, number), "settings": settings, "end_to_end": _figures(whole, number)}
+        )
+    return {"batch": batch, "models": models, "protocol": dict(told.protocol), "conditions": dict(told.conditions)}
+
+
+def _figures(told: Comparison, number: int) -> dict[str, Any]:
+    kept = {key: value for key, value in asdict(told.models[number]).items() if key not in ("name", "samples_ms")}
+    return {**kept, "speedup": asdict(told.speedups[number - 1]) if number else None}
+
+
+def _loaded(paths: Sequence[Path], streams: int, conditions: Conditions) -> dict[str, Any]:
+    openers = [partial(open_session, path, device=conditions.device, threads=conditions.threads) for path in paths]
+    feeds = []
+    for opener in openers:
+        with contextlib.closing(opener()) as session:
+            feeds.append(random_feeds(session, conditions.batches[0]))
+    told = under_load(openers, feeds, streams)
+    models = [
+        {"file": str(path), **asdict(load), "speedup": asdict(told.speedups[number - 1]) if number else None}
+        for number, (path, load) in enumerate(zip(paths, told.loads, strict=True))
+    ]
+    return {"streams": streams, "batch": conditions.batches[0], "models": models}
 
 
 def table(paths: Sequence[Path], document: dict[str, Any]) -> str:
     """The figures as lines for people."""
     width = max(len(str(path)) for path in paths)
-    lines = [f"{'':{width}}  p50 ms   p95 ms   best ms  against the first"]
-    for model in document["models"]:
-        told = model["speedup"]
-        against = (
-            f"{told['ratio']:.2f}x [{told['ci95'][0]:.2f}, {told['ci95'][1]:.2f}], {told['verdict']}" if told else "-"
+    lines = []
+    for swept in document.get("sweep", [document]):
+        lines.append(
+            f"batch {swept['batch']}".ljust(width)
+            + "   p50 ms   p95 ms   p99 ms  images/s  against the first; end to end"
         )
-        figures = "  ".join(f"{model[key]:7.3f}" for key in ("p50_ms", "p95_ms", "best_ms"))
-        lines.append(f"{model['file']:{width}}  {figures}  {against}")
+        for model in swept["models"]:
+            figures = "  ".join(f"{model[key]:7.3f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
+            against = _against(model["speedup"])
+            if model["end_to_end"]["speedup"]:
+                against += f"; {model['end_to_end']['speedup']['ratio']:.2f}x"
+            lines.append(f"{model['file']:{width}}  {figures}  {model['images_per_s']:8,.0f}  {against}")
+        lines += [f"doubtful: {one}" for one in complaints(swept["conditions"])]
+    for load in document["concurrency"]:
+        lines.append(f"{load['streams']} at once, batch {load['batch']}".ljust(width) + "   images/s   p50 ms   p99 ms")
+        for model in load["models"]:
+            figures = f"{model['images_per_s']:9,.0f}  {model['p50_ms']:7.3f}  {model['p99_ms']:7.3f}"
+            lines.append(f"{model['file']:{width}}  {figures}  {_against(model['speedup'])}")
     return "\n".join(lines)
+
+
+def _against(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return "-"
+    low, high = told["ci95"]
+    missed = f" (below {told['detectable']:.2f}x it would not have been found)"
+    hint = missed if told["verdict"] == "not distinguishable" else ""
+    return f"{told['ratio']:.2f}x [{low:.2f}, {high:.2f}], {told['verdict']}{hint}"

@@ -11,7 +11,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -19,8 +18,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from pipeline import serving_commands
+from pipeline import measuring_commands, serving_commands
 from pipeline.command_output import finish
+from pipeline.measuring_commands import Device
 from pipeline.progress import open_progress
 from runtime import errors
 from runtime.errors import UserError
@@ -42,12 +42,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Device(str, Enum):  # noqa: UP042  (typer of 2025 takes no StrEnum)
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class RunCommand(TyperCommand):
@@ -148,21 +142,7 @@ def shrink(
     return finish(shrinking.shrink_network(request, open_progress()), errors.EXIT_PASS)
 
 
-@app.command()
-def bench(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx and .engine files.")],
-    batch: Annotated[int, typer.Option(min=1, help="Images a launch, where a file leaves it open.")] = 32,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of ONNX Runtime; default: every core.")] = None,
-    device: DeviceOption = Device.auto,
-    min_blocks: Annotated[int, typer.Option(min=1, help="Fewest ABBA blocks.")] = 30,
-    time_limit: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time to measure.")] = 20.0,
-) -> int:
-    """Compare the latency of exported files, taken in turn."""
-    from pipeline import benching
-
-    told = benching.bench(files, benching.Conditions(batch, threads, device.value, min_blocks, time_limit))
-    print(benching.table(files, told), file=sys.stderr)
-    return finish(told, errors.EXIT_PASS)
+app.command()(measuring_commands.bench)
 
 
 @app.command()
@@ -176,13 +156,7 @@ def check(run: RunFolder, override: SetOption = None, device: DeviceOption = Dev
     return _judged(outcome.document(), outcome.verdict, outcome.exit_code)
 
 
-@app.command()
-def report(run: RunFolder) -> int:
-    """Write the report of a run again."""
-    from pipeline import finished
-
-    path = finished.report(run, open_progress())
-    return finish({"status": "done", "report": str(path)}, errors.EXIT_PASS)
+app.command()(measuring_commands.report)
 
 
 @app.command()

@@ -175,6 +175,9 @@ class Check(Section):
     streams: tuple[Positive, ...] = Field(
         default=(1, 2), description="Numbers of sessions at once whose throughput is measured; empty for none."
     )
+    reference: str | None = Field(
+        default=None, description="An ONNX file that compact is timed against too, e.g. the one in production."
+    )
     metric: str | None = Field(
         default=None, description="`module:function` of (logits (N, K), labels (N,)) to a number; more is better."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export.files import sha256
 from pipeline import data, lookup
-from pipeline.config import Config, Model
+from pipeline.config import Check, Config
 from pipeline.files import sha256_of_tree
 from runtime.errors import UserError
 
@@ -28,7 +28,9 @@ def of_inputs(config: Config) -> dict[str, str]:
         if not path.is_file():
             raise UserError(f"model.weights: {path} is no file", "a safetensors file", "mend model.weights")
         content["model.weights"] = sha256(path)
-    return content | _code_of(config.model)
+    if config.model.name.partition(":")[0] not in KNOWN_MODELS:
+        content["model.code"] = code_of(config.model.name, "model.name")
+    return content
 
 
 def has_own_code(config: Config) -> bool:
@@ -51,21 +53,35 @@ def libraries(config: Config, installed: Mapping[str, str], *names: str) -> dict
     return {name: installed[name] for name in wanted if name in installed}
 
 
-def _code_of(model: Model) -> dict[str, str]:
-    kind, _, _ = model.name.partition(":")
-    if kind in KNOWN_MODELS:
-        return {}
-    top = kind.partition(".")[0]
-    spec = importlib.util.find_spec(top)
-    if spec is None:
+def of_check(section: Check) -> dict[str, str]:
+    """Hashes of what the check reads beside the run: the reference model, and the code of the user's metric."""
+    content = {}
+    if section.reference is not None:
+        path = Path(section.reference).expanduser()
+        if not path.is_file():
+            raise UserError(f"check.reference: {path} is no file", "an ONNX file", "mend check.reference")
+        content["check.reference"] = sha256(path)
+    if section.metric is not None:
+        content["check.metric"] = code_of(section.metric, "check.metric")
+    return content
+
+
+def code_of(spec: str, key: str) -> str:
+    """Hash of the Python files of the package that a user's `module:function` is in; `key` is the config key to blame.
+
+    Raises UserError where there is none.
+    """
+    top = spec.partition(":")[0].partition(".")[0]
+    found = importlib.util.find_spec(top) if top else None
+    if found is None:
         # Importing it says what is wrong in the words that every other use of the name gets.
-        lookup.function_named(model.name, "model.name")
-    assert spec is not None
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+        lookup.function_named(spec, key)
+    assert found is not None
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
     if not folders:
-        assert spec.origin is not None, spec
-        return {"model.code": sha256(Path(spec.origin))}
-    return {"model.code": " ".join(sha256_of_tree(_python_files(folder), folder) for folder in folders)}
+        assert found.origin is not None, found
+        return sha256(Path(found.origin))
+    return " ".join(sha256_of_tree(_python_files(folder), folder) for folder in folders)
 
 
 def _python_files(folder: Path) -> Iterable[Path]:

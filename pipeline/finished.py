@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import contents, data, rendering, stage_record
 from pipeline.config import Config
@@ -55,6 +56,30 @@ def report(folder: Path, progress: Progress) -> Path:
     with workspace_of(config_of(folder), Order(folder), progress):
         rendering.render(folder)
     return folder / "report.html"
+
+
+def compare(folders: Sequence[Path], page: Path, progress: Progress) -> dict[str, Any]:
+    """Put several runs on one plot; the JSON document that ends the command. Raises UserError."""
+    from pipeline.report.compare import compare as compare_runs
+
+    for folder in folders:
+        config_of(folder)
+    try:
+        compared = compare_runs(folders, page)
+    except OSError as error:
+        raise UserError(f"{page}: {error.strerror}", "a file to write to", "choose another --out") from error
+    progress.note(f"written: {compared.html}, {compared.markdown}")
+    return compared.document()
+
+
+def card(folder: Path, progress: Progress) -> Path:
+    """Write the model card of a run; its path. Raises UserError."""
+    from pipeline.report.card import write_card
+
+    config_of(folder)
+    path = write_card(folder)
+    progress.note(f"written: {path}")
+    return path
 
 
 def publish(folder: Path, target: Target, overrides: tuple[str, ...], progress: Progress) -> Published:

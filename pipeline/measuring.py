@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from export.files import sha256
 from pipeline import config
 from pipeline.data import Split
 from pipeline.exporting import ROLES, EngineResult, Role
 from pipeline.progress import Progress
 from runtime.accuracy import Accuracy, accuracy
 from runtime.backend import Array, DeviceName, Session, open_session
+from runtime.concurrency import under_load
 from runtime.device import gpus
 from runtime.errors import UserError
-from runtime.latency import Comparison, compare
+from runtime.latency import Comparison, compare, end_to_end
 from runtime.torch_backend import TorchSession, image_inputs
 
 BATCH = 256
+TORCH_HOPS = ("masked", "torch")
 GATED_PRECISION, OTHER_PRECISION = 0.01, 0.05
 """Half-width of the speedup's interval at which a comparison ends; the gated one is measured more closely."""
 
@@ -47,9 +51,16 @@ class Bench:
     """Opens each network in each form, and measures it on the test split."""
 
     def __init__(
-        self, section: config.Check, networks: Mapping[Role, nn.Module], graphs: Graphs, test: Split, device: DeviceName
+        self,
+        section: config.Check,
+        networks: Mapping[str, nn.Module],
+        graphs: Graphs,
+        test: Split,
+        device: DeviceName,
     ) -> None:
-        self._section, self._networks, self._graphs, self._test, self._device = section, networks, graphs, test, device
+        """`networks` by role, and "masked": the trained network before the cut."""
+        self._section, self._networks, self.graphs, self._test, self._device = section, networks, graphs, test, device
+        self.gate_batch, self.threads = section.gate_batch, section.threads
         images, _ = next(iter(test.batches(max(section.batch_sizes))))
         self._images: Array = np.asarray(images)
         self.input_shape: tuple[int, ...] = self._images.shape[1:]
@@ -60,7 +71,7 @@ class Bench:
     ) -> tuple[dict[Role, Results], Latencies]:
         """Accuracy of every hop, then the latency of every pair at every batch size."""
         batches = sorted(set(self._section.batch_sizes))
-        progress.start("check", len(ROLES) * len(hops["dense"]) + len(pairs) * len(batches))
+        progress.start("check", sum(map(len, hops.values())) + len(pairs) * len(batches))
         results: dict[Role, Results] = {role: {} for role in ROLES}
         latency: Latencies = {}
         step = 0
@@ -83,14 +94,14 @@ class Bench:
     @contextmanager
     def session(self, role: Role, hop: Hop) -> Iterator[Session]:
         """Closed at the end. UserError where it does not open."""
-        threads = self._section.threads
         session: Session
-        if hop.name == "torch":
+        if hop.name in TORCH_HOPS:
+            network = self._networks[role if hop.name == "torch" else hop.name]
             inputs = image_inputs(self.input_shape)
-            session = TorchSession(self._networks[role], inputs, name=role, device=self._device, threads=threads)
+            session = TorchSession(network, inputs, name=role, device=self._device, threads=self.threads)
         elif hop.engine is None:
             device: DeviceName = "cpu" if self._device == "cpu" else "auto"
-            session = open_session(self._graphs[hop.name][role], "onnxruntime", device, threads)
+            session = open_session(self.graphs[hop.name][role], "onnxruntime", device, self.threads)
         else:
             session = _open_engine(hop.engine)
             self.gpu = str(session.settings["gpu"])
@@ -112,7 +123,7 @@ class Bench:
     def latency(self, pair: Mapping[Role, Hop], batch: int) -> dict[str, Any]:
         """The entry of `latency` for one batch size, on images of the test split, repeated where it has too few."""
         section, gated = self._section, pair["dense"].name == "simplified" and batch == self._section.gate_batch
-        images = np.resize(self._images, (batch, *self.input_shape))
+        images = self.images(batch)
         try:
             with self.session("dense", pair["dense"]) as first, self.session("compact", pair["compact"]) as second:
                 feeds = [{session.inputs[0].name: images} for session in (first, second)]
@@ -123,11 +134,64 @@ class Bench:
                     time_limit_s=section.time_limit_s,
                     precision=GATED_PRECISION if gated else OTHER_PRECISION,
                 )
+                limit = section.time_limit_s / 4
+                whole = end_to_end((first, second), feeds, time_limit_s=limit, precision=OTHER_PRECISION)
         except UserError as error:
             if pair["dense"].engine is None:
                 raise
-            return {**dict.fromkeys(("dense", "compact", "speedup", "settings", "protocol")), "reason": error.found}
-        return _latency(told)
+            figures = ("dense", "compact", "speedup", "end_to_end", "settings", "protocol")
+            return {**dict.fromkeys(figures), "reason": error.found}
+        return {**_latency(told), "end_to_end": _figures(whole)}
+
+    def concurrency(self, pair: Mapping[Role, Hop]) -> list[dict[str, Any]]:
+        """check.json's `concurrency`: throughput of ONNX graphs at the gated batch, for each number of streams."""
+        section = self._section
+        device: DeviceName = "cpu" if self._device == "cpu" else "auto"
+        with self.session("dense", pair["dense"]) as session:
+            feed = {session.inputs[0].name: self.images(section.gate_batch)}
+        entries = []
+        for streams in section.streams:
+            openers = [
+                partial(open_session, self.graphs[pair[role].name][role], "onnxruntime", device, section.threads)
+                for role in ROLES
+            ]
+            told = under_load(openers, [feed] * len(ROLES), streams)
+            dense, compact = (asdict(load) for load in told.loads)
+            figures = {"dense": dense, "compact": compact, "speedup": asdict(told.speedups[0])}
+            entries.append({"streams": streams, "batch": section.gate_batch, "threads": section.threads, **figures})
+        return entries
+
+    def against_reference(self) -> dict[str, Any] | None:
+        """check.json's `reference`: compact against the file of check.reference, at the gated batch. UserError where it
+        does not take the images."""
+        section = self._section
+        if section.reference is None:
+            return None
+        path = Path(section.reference).expanduser()
+        device: DeviceName = "cpu" if self._device == "cpu" else "auto"
+        reference = closing(open_session(path, "onnxruntime", device, self.threads))
+        with reference as first, self.session("compact", Hop("simplified", None)) as second:
+            sessions, images = (first, second), self.images(section.gate_batch)
+            feeds = [{session.inputs[0].name: images} for session in sessions]
+            told = compare(
+                sessions,
+                feeds,
+                min_blocks=section.min_blocks,
+                time_limit_s=section.time_limit_s,
+                precision=GATED_PRECISION,
+            )
+        timings = (asdict(model) for model in told.models)
+        return {
+            "file": path.name,
+            "sha256": sha256(path),
+            "batch": section.gate_batch,
+            **dict(zip(("reference", "compact"), timings, strict=True)),
+            "speedup": asdict(told.speedups[0]),
+        }
+
+    def images(self, batch: int) -> Array:
+        """So many of the test split, repeated where it has too few."""
+        return np.resize(self._images, (batch, *self.input_shape))
 
 
 def _open_engine(result: EngineResult) -> Session:
@@ -142,12 +206,15 @@ def engine_name(result: EngineResult) -> str:
     return f"{flavour}.{result.precision}.{result.target}"
 
 
-def hops_of(graphs: Graphs, engines: Sequence[EngineResult]) -> dict[Role, list[Hop]]:
-    """torch -> onnx -> simplified -> each lower precision; each engine comes from the graph of its precision."""
+def hops_of(graphs: Graphs, engines: Sequence[EngineResult], *, masked: bool = False) -> dict[Role, list[Hop]]:
+    """torch -> onnx -> simplified -> each lower precision; each engine comes from the graph of its precision.
+
+    With `masked` compact's line begins with the network before the cut.
+    """
     lower = [name for name in graphs if name not in ("onnx", "simplified")]
     line = [Hop("torch", None), Hop("onnx", "torch"), Hop("simplified", "onnx")]
     line += [Hop(name, "simplified") for name in lower]
-    return {
+    lines: dict[Role, list[Hop]] = {
         role: line
         + [
             Hop(engine_name(result), result.precision if result.precision in lower else "simplified", result)
@@ -156,6 +223,9 @@ def hops_of(graphs: Graphs, engines: Sequence[EngineResult]) -> dict[Role, list[
         ]
         for role in ROLES
     }
+    if masked:
+        lines["compact"] = [Hop("masked", None), Hop("torch", "masked"), *lines["compact"][1:]]
+    return lines
 
 
 def pairs_of(graphs: Graphs, engines: Sequence[EngineResult]) -> dict[tuple[str, str], dict[Role, Hop]]:
@@ -177,12 +247,14 @@ def pairs_of(graphs: Graphs, engines: Sequence[EngineResult]) -> dict[tuple[str,
     return pairs
 
 
-def _latency(told: Comparison) -> dict[str, Any]:
+def _figures(told: Comparison) -> dict[str, Any]:
     timings = [asdict(model) for model in told.models]
+    return {"dense": timings[0], "compact": timings[1], "speedup": asdict(told.speedups[0])}
+
+
+def _latency(told: Comparison) -> dict[str, Any]:
     return {
-        "dense": timings[0],
-        "compact": timings[1],
-        "speedup": asdict(told.speedups[0]),
+        **_figures(told),
         "settings": dict(zip(ROLES, map(dict, told.settings), strict=True)),
         "protocol": {**told.protocol, "conditions": dict(told.conditions)},
         "reason": None,

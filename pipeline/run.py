@@ -92,11 +92,11 @@ def line(task: Task, content: Mapping[str, str], work: Workspace) -> Iterator[Do
         inputs={"gpu": _gpu()},
     )
     yield engines
-    yield check_stage(work, task, dense, cut, exported, simplified, casts, engines)
+    yield check_stage(work, task, dense, demp, cut, exported, simplified, casts, engines)
 
 
 def check_stage(work: Workspace, task: Task, *made: Done) -> Done:
-    """Stage 70; `made` are the stages 10, 30, 40, 50, 55 and 60."""
+    """Stage 70; `made` are the stages 10 to 60."""
     return _stage(
         work,
         task,
@@ -106,7 +106,12 @@ def check_stage(work: Workspace, task: Task, *made: Done) -> Done:
         *made,
         libraries="torch onnxruntime tensorrt tensorrt-rtx-cu13 pycuda",
         needs_bytes=lambda: 0,
-        inputs={"machine": machine.fingerprint(), "device": task.device},
+        inputs={
+            "machine": machine.fingerprint(),
+            "device": task.device,
+            "content": contents.of_check(task.config.check),
+        },
+        code=2,
     )
 
 

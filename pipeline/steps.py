@@ -145,7 +145,7 @@ def engine_bytes(task: Task, simplified: Done) -> int:
 
 
 def dense_network(task: Task, trained: Done) -> nn.Module:
-    """The dense network with its trained weights, in eval mode on the CPU."""
+    """The network as it was trained, dense or with DemP and not cut yet, in eval mode on the CPU."""
     from pipeline.models import build, load_weights
     from pipeline.training.stage import Trained
 
@@ -164,10 +164,19 @@ def compact_network(cut: Done) -> nn.Module:
 
 
 def check(
-    task: Task, trained: Done, cut: Done, exported: Done, simplified: Done, casts: Done, engines: Done, out: Path
+    task: Task,
+    trained: Done,
+    demp: Done,
+    cut: Done,
+    exported: Done,
+    simplified: Done,
+    casts: Done,
+    engines: Done,
+    out: Path,
 ) -> Checked:
     from pipeline import check as stage
     from pipeline.exporting import CastGraphs, Engines, Exported, Role, SimplifiedGraphs
+    from pipeline.hops import Images
     from pipeline.surgery.stage import Cut
 
     first, second, lower = exported.result(Exported), simplified.result(SimplifiedGraphs), casts.result(CastGraphs)
@@ -176,13 +185,16 @@ def check(
         "simplified": {"dense": second.dense.path, "compact": second.compact.path},
         **{name: {"dense": lower.dense[name].path, "compact": lower.compact[name].path} for name in lower.dense},
     }
+    data = task.data()
     return stage.check(
         task.config.check,
         dense=dense_network(task, trained),
+        masked=dense_network(task, demp),
+        images=Images(data.names, data.mean, data.std),
         compact=compact_network(cut),
         graphs=graphs,
         engines=engines.result(Engines).engines,
-        test=task.data().test,
+        test=data.test,
         max_abs_diff=cut.result(Cut).max_abs_diff,
         device=task.device,
         out=out,

@@ -1,4 +1,4 @@
-"""Top-1 accuracy of a session on a labelled split, with what the paired statistics need."""
+"""Accuracy of a session on a labelled split, with what the paired statistics need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`top1` fraction of n images; `correct` bool (N,) and `logits` float (N, K), both in the order of the images.
+    """`top1` fraction of n images; `correct` bool (N,), `logits` float (N, K) and `labels` int64 (N,), all in the order
+    of the images.
 
     An image with a logit that is not a number counts as wrong.
     """
@@ -23,6 +24,21 @@ class Accuracy:
     n: int
     correct: Array
     logits: Array
+    labels: Array
+
+    @property
+    def top5(self) -> float | None:
+        """Fraction of images whose class is among the five largest logits; None with five classes or fewer."""
+        if self.logits.shape[1] <= 5:
+            return None
+        best = np.argpartition(self.logits, -5, axis=1)[:, -5:]
+        found = (best == self.labels[:, None]).any(axis=1) & ~np.isnan(self.logits).any(axis=1)
+        return float(found.mean())
+
+    def of_class(self, label: int) -> float | None:
+        """Fraction of the images of this class; None where there are none."""
+        mine = self.correct[self.labels == label]
+        return float(mine.mean()) if len(mine) else None
 
 
 def accuracy(session: Session, batches: Iterable[tuple[Any, Any]]) -> Accuracy:
@@ -34,15 +50,17 @@ def accuracy(session: Session, batches: Iterable[tuple[Any, Any]]) -> Accuracy:
     """
     correct: list[Array] = []
     logits: list[Array] = []
+    classes: list[Array] = []
     for images, labels in batches:
         results = np.concatenate(list(_logits(session, np.asarray(images))))
         wrong = np.isnan(results).any(axis=1)
-        correct.append((results.argmax(axis=1) == np.asarray(labels)) & ~wrong)
+        classes.append(np.asarray(labels))
+        correct.append((results.argmax(axis=1) == classes[-1]) & ~wrong)
         logits.append(results)
     if not correct:
         raise UserError("the test split has no images", "at least one image", "check the data section")
     right = np.concatenate(correct)
-    return Accuracy(float(right.mean()), len(right), right, np.concatenate(logits))
+    return Accuracy(float(right.mean()), len(right), right, np.concatenate(logits), np.concatenate(classes))
 
 
 def _logits(session: Session, images: Array) -> Iterator[Array]:

@@ -4,7 +4,8 @@ The file holds, for each device fingerprint, the compact network's figures, and 
 regression. A figure may get worse by `relative` times the baseline or by `absolute`, whichever is more; improving is
 never a failure. Accuracy, size, parameters and MACs do not depend on the device and are judged everywhere. Latency
 and the speedup count only on a device with the same fingerprint; elsewhere they are not comparable, which is
-inconclusive.
+inconclusive, unless the rules say that ratios hold on any device (`ratios_on`): then the speedup and the ratio to a
+reference model, both measured in one job, are judged everywhere.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Rules(_Part):
     macs: Rule | None = Rule(relative=0.01)
     bytes: Rule | None = Rule(relative=0.02, absolute=4096)
     speedup: Rule | None = Rule(relative=0.05, absolute=0.05)
+    reference: Rule | None = Rule(relative=0.05, absolute=0.05)
     p50_ms: Rule | None = Rule(relative=0.10, absolute=0.05)
+    ratios_on: Literal["same device", "any device"] = "same device"
 
 
 class Device(_Part):
@@ -52,6 +55,8 @@ class Device(_Part):
 
     environment: dict[str, Any]
     figures: dict[str, Figure]
+    reference_sha256: str | None = None
+    """Of the model that `reference` is the ratio to."""
 
 
 class Baseline(_Part):
@@ -88,7 +93,8 @@ def read_baseline(path: Path) -> Baseline:
 
 def figures_of(report: Report) -> dict[str, float]:
     """The compact network's figures by name: params, macs, bytes, accuracy.<hop>, speedup.<where>, p50_ms.<where> and
-    best_ms.<where>, where <where> is `<backend>.<precision>.b<batch>`. What was not measured is left out."""
+    best_ms.<where>, where <where> is `<backend>.<precision>.b<batch>`; and reference.b<batch>, the p50 of the reference
+    model over compact's. What was not measured is left out."""
     compact = report["models"]["compact"]
     figures = {name: compact[name] for name in ("params", "macs", "bytes")}
     figures |= {f"accuracy.{hop}": value for hop, value in compact["accuracy"].items()}
@@ -97,6 +103,8 @@ def figures_of(report: Report) -> dict[str, float]:
             figures |= {f"{name}.{where}": measured["compact"][name] for name in ("p50_ms", "best_ms")}
         if measured["speedup"] is not None:
             figures[f"speedup.{where}"] = measured["speedup"]["ratio"]
+    if reference := report.get("reference"):
+        figures[f"reference.b{reference['batch']}"] = reference["speedup"]["ratio"]
     return {name: float(value) for name, value in figures.items() if value is not None}
 
 
@@ -111,7 +119,9 @@ def updated(report: Report, baseline: Baseline | None) -> Baseline:
         _demand_same_name(report, baseline)
     kept = {} if baseline is None else dict(baseline.devices)
     environment = dict(report["environment"])
-    kept[environment["fingerprint"]] = Device(environment=environment, figures=figures_of(report))
+    sha256 = (report.get("reference") or {}).get("sha256")
+    figures = figures_of(report)
+    kept[environment["fingerprint"]] = Device(environment=environment, figures=figures, reference_sha256=sha256)
     rules = Rules() if baseline is None else baseline.rules
     return Baseline(schema=1, name=report["name"], rules=rules, devices=kept)
 
@@ -124,25 +134,35 @@ def judge(report: Report, baseline: Baseline) -> Verdict:
     environment = report["environment"]
     known = baseline.devices.get(environment["fingerprint"])
     gates = own if known else [*own, _other_device(environment, baseline)]
-    reference = known or next(iter(baseline.devices.values()), None)
-    if reference is not None:
+    accepted = known or next(iter(baseline.devices.values()), None)
+    if accepted is not None:
         now = figures_of(report)
-        for name, before in sorted(reference.figures.items()):
+        for name, before in sorted(accepted.figures.items()):
             kind = name.partition(".")[0]
             rule = getattr(baseline.rules, kind, None)
-            depends_on_device = kind in ("speedup", "p50_ms", "best_ms")
-            if rule is not None and (known or not depends_on_device):
-                gates.append(_against(name, before, rule, reference.figures, now, report))
+            if not isinstance(rule, Rule) or not (known or _holds_anywhere(kind, baseline.rules)):
+                continue
+            if kind == "reference" and (report.get("reference") or {}).get("sha256") != accepted.reference_sha256:
+                other = "another reference model than the baseline's was measured: write it anew with --update"
+                gates.append(Gate(f"baseline.{name}", "inconclusive", now.get(name), None, other))
+                continue
+            gates.append(_against(name, before, rule, accepted.figures, now, report))
     return verdict(gates)
+
+
+def _holds_anywhere(kind: str, rules: Rules) -> bool:
+    if kind in ("speedup", "reference"):
+        return rules.ratios_on == "any device"
+    return kind not in ("p50_ms", "best_ms")
 
 
 def _against(
     name: str, before: float, rule: Rule, figures: Mapping[str, float], now: Mapping[str, float], report: Report
 ) -> Gate:
-    """One figure against the baseline. For accuracy and speedup more is better, for all else less."""
+    """One figure against the baseline. For accuracy and ratios of speed more is better, for all else less."""
     kind, _, where = name.partition(".")
     allowed = max(rule.relative * abs(before), rule.absolute)
-    more_is_better = kind in ("accuracy", "speedup")
+    more_is_better = kind in ("accuracy", "speedup", "reference")
     limit = before - allowed if more_is_better else before + allowed
     value = now.get(name)
     if value is None:
@@ -166,8 +186,8 @@ def _doubt(
     report: Report,
 ) -> str:
     """Why a figure beyond its limit may be noise of a busy machine; "" where it may not."""
-    if kind == "speedup":
-        measured = dict(_latencies(report))[where]["speedup"]
+    if kind in ("speedup", "reference"):
+        measured = (report["reference"] if kind == "reference" else dict(_latencies(report))[where])["speedup"]
         low, high = measured["ci95"]
         return f"its interval {low:.2f} to {high:.2f} still holds the limit" if high >= limit else ""
     best = f"best_ms.{where}"
@@ -181,7 +201,12 @@ def _doubt(
 def _other_device(environment: Mapping[str, Any], baseline: Baseline) -> Gate:
     here = f"{environment['fingerprint']} ({environment.get('cpu')}, {environment.get('cores')} cores)"
     there = ", ".join(f"{key} ({device.environment.get('cpu')})" for key, device in baseline.devices.items()) or "none"
+    if baseline.rules.ratios_on == "any device" and baseline.rules.p50_ms is None:
+        text = f"this device is {here}, the baseline holds {there}; its rules compare ratios on any device"
+        return Gate("baseline.device", "pass", None, None, text)
     text = f"latency and speedup are not comparable: this device is {here}, the baseline holds {there}"
+    if baseline.rules.ratios_on == "any device":
+        text = f"absolute latency is not comparable: this device is {here}, the baseline holds {there}"
     return Gate("baseline.device", "inconclusive", None, None, f"{text}; add this one with --update")
 
 

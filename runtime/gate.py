@@ -62,6 +62,40 @@ def accuracy_gate(difference: PairedAccuracy | None, limit_pp: float, missing: s
     return Gate(name, "pass" if drop <= limit_pp else "fail", drop, limit_pp, text)
 
 
+def non_inferiority_gate(difference: PairedAccuracy | None, margin_pp: float, missing: str = "") -> Gate:
+    """non_inferiority_margin: the whole interval of compact's accuracy less dense's lies above -margin.
+
+    Stricter than max_accuracy_drop: a small test split is inconclusive here.
+    """
+    name = "non_inferiority_margin"
+    if difference is None:
+        return Gate(name, "inconclusive", None, margin_pp, missing)
+    low, high = (0.0 - edge for edge in reversed(difference.ci95_pp))
+    told = f"compact loses at most {high:.2f} points (95 % interval {low:.2f} to {high:.2f}), margin {margin_pp:g}"
+    status: Status = "pass" if high <= margin_pp else "fail" if low > margin_pp else "inconclusive"
+    hint = f"; {difference.n} images cannot tell: give more, or a wider margin" if status == "inconclusive" else ""
+    return Gate(name, status, high, margin_pp, told + hint)
+
+
+def hops_gate(drops: Sequence[tuple[str, float]], limit_pp: float) -> Gate:
+    """accuracy_at_hops: no form of compact loses more than the limit against dense through torch.
+
+    drops: (what the hop is called, points lost), in the order of the line; the first one beyond the limit is named.
+    """
+    name = "accuracy_at_hops"
+    if not drops:
+        return Gate(name, "inconclusive", None, limit_pp, "no form of compact was measured")
+    worst = max(drop for _, drop in drops)
+    broken = next(((hop, drop) for hop, drop in drops if drop > limit_pp), None)
+    if broken:
+        told = (
+            f"{broken[0]} is the first hop beyond the limit: {broken[1]:.2f} points lost, at most {limit_pp:g} allowed"
+        )
+        return Gate(name, "fail", worst, limit_pp, told)
+    text = f"of {len(drops)} forms of compact none loses more than {worst:.2f} points, at most {limit_pp:g} allowed"
+    return Gate(name, "pass", worst, limit_pp, text)
+
+
 def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str = "", doubt: str = "") -> Gate:
     """min_speedup: dense p50 over compact p50.
 
@@ -84,6 +118,15 @@ def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str 
         return Gate(name, "pass", speedup.ratio, limit, told)
     why = "the interval reaches down to 1" if speedup.ratio >= limit else "the interval still holds the limit"
     return Gate(name, "inconclusive", speedup.ratio, limit, f"{told}; {why}: measure longer or on a quieter machine")
+
+
+def metric_gate(name: str, dense: float | None, compact: float | None, limit: float, missing: str = "") -> Gate:
+    """max_metric_drop: how much less compact reaches in the user's own metric, in its unit; more is better."""
+    if dense is None or compact is None:
+        return Gate("max_metric_drop", "inconclusive", None, limit, missing)
+    drop = dense - compact
+    told = f"{name}: {compact:g} against {dense:g} dense, at most {limit:g} less allowed"
+    return Gate("max_metric_drop", "pass" if drop <= limit else "fail", drop, limit, told)
 
 
 def difference_gate(value: float | None, limit: float, missing: str = "") -> Gate:

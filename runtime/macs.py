@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a torch network."""
+"""Parameters, multiply-accumulates and denormal weights of a torch network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 def params(module: nn.Module) -> int:
     """Numbers in all parameters; a shared one counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def denormals(module: nn.Module) -> int:
+    """Numbers in parameters and buffers that are not zero and smaller than their type's smallest normal number."""
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    return sum(int(((t != 0) & (t.abs() < torch.finfo(t.dtype).tiny)).sum()) for t in tensors)
 
 
 def macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import Literal
 
 import numpy as np
 
 from runtime.backend import Array
 
 METHOD = "difference: Tango's asymptotic score interval (1998); p: exact McNemar test, two-sided"
+Decision = Literal["yes", "no", "undecided"]
 _Z95 = 1.959963984540054  # the 97.5 % point of the standard normal distribution
 
 
@@ -29,6 +31,13 @@ class PairedAccuracy:
     ci95_pp: tuple[float, float]
     p_value: float
     method: str = METHOD
+
+
+def non_inferior(difference: PairedAccuracy, margin_pp: float) -> Decision:
+    """Whether the second is worse by no more than the margin: "yes" where the whole interval says so, "no" where the
+    whole interval says it is worse, else "undecided"."""
+    low, high = difference.ci95_pp
+    return "yes" if low >= -margin_pp else "no" if high < -margin_pp else "undecided"
 
 
 def paired_accuracy(first: Array, second: Array) -> PairedAccuracy:

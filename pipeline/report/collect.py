@@ -36,8 +36,9 @@ def collect(run: Path) -> Source:
         "accuracy_difference": check["accuracy_difference"] if check else None,
         "surgery": surgery,
         "latency": check["latency"] if check else {},
+        **{key: check[key] if check else [] for key in ("classes", "concurrency", "why", "hops")},
+        **{key: check[key] if check else None for key in ("reference", "broken", "worst")},
         "engines": check["engines"] if check else _engines(records.get(ENGINE)),
-        "hops": check["hops"] if check else [],
         "verdict": check["verdict"] if check else {"status": "inconclusive", "gates": []},
         "stages": [_stage(name, records.get(name)) for name in STAGES],
     }
@@ -47,15 +48,35 @@ def collect(run: Path) -> Source:
         first = error.errors()[0]
         _damaged(run, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     gates = config.check if config else None
-    return Source(report, _history(run / DENSE), _history(run / DEMP), gates.gate_batch if gates else None)
+    return Source(
+        report,
+        _history(run / DENSE),
+        _history(run / DEMP),
+        gates.gate_batch if gates else None,
+        _samples(check) if check else {},
+        run / CHECK,
+    )
+
+
+def _samples(check: Json) -> dict[str, list[float]]:
+    """`<role>.<backend>.<precision>.b<batch>` -> milliseconds of launches, in the order of time."""
+    return {
+        f"{role}.{backend}.{precision}.{batch}": [float(ms) for ms in entry[role]["samples_ms"]]
+        for backend, precisions in check["latency"].items()
+        for precision, batches in precisions.items()
+        for batch, entry in batches.items()
+        for role in ("dense", "compact")
+        if entry[role] is not None
+    }
 
 
 def _models(check: Json | None, surgery: Json) -> dict[str, Json]:
     channels = {"dense": surgery["channels_before"], "compact": surgery["channels_after"]}
     if check is None:
         reason = f"stage {CHECK} was not run"
-        figures: dict[str, Any] = {"params": None, "macs": None, "bytes": None, "files": {}, "accuracy": {}}
-        reasons = dict.fromkeys(("params", "macs", "bytes"), reason)
+        figures: dict[str, Any] = dict.fromkeys(("params", "macs", "bytes", "denormals"))
+        reasons = dict.fromkeys(figures, reason)
+        figures |= {"files": {}, "accuracy": {}, "top5": {}, "metric": {}}
     out: dict[str, Json] = {}
     for name, count in channels.items():
         if check is not None:

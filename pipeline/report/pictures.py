@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import plots
+from . import plots, speed_plots, speed_view
 from .schema import ModelFigures, Report
-from .view import Epoch, Source, latency_rows, wilson
+from .speed_schema import Why
+from .view import Epoch, Source, headline_latency, latency_rows, wilson
 
 
 def training_picture(source: Source) -> plots.Picture | None:
@@ -21,11 +22,12 @@ def training_picture(source: Source) -> plots.Picture | None:
 def accuracy_picture(report: Report) -> plots.Picture | None:
     """Test accuracy at every hop, with its 95 % interval."""
     spans = [
-        plots.Span(hop, role, 100 * value, *_percent(wilson(report, value)))
+        plots.Span("before the cut" if hop == "masked" else hop, role, 100 * value, *_percent(wilson(report, value)))
         for role, figures in _models(report)
         for hop, value in figures.accuracy.items()
         if value is not None
     ]
+    spans.sort(key=lambda span: span.row != "before the cut")
     alt = "Test accuracy of the dense and the compact network at every hop, with 95 % intervals."
     return plots.intervals(spans, axis="test accuracy, %", alt=alt) if spans else None
 
@@ -45,6 +47,49 @@ def speedup_picture(report: Report) -> plots.Picture | None:
         plots.intervals(spans, axis="dense p50 / compact p50", alt=alt, marks=[(1.0, "same"), *limits])
         if spans
         else None
+    )
+
+
+def share_picture(source: Source) -> plots.Picture | None:
+    """Compact as percent of dense, what is smaller being better; latency with its 95 % interval."""
+    dense, compact = source.report.models.dense, source.report.models.compact
+    spans = []
+    row = headline_latency(source)
+    if row and (speedup := row.figures.speedup):
+        low, high = speedup.ci95
+        spans.append(plots.Span("latency p50", "compact", 100 / speedup.ratio, 100 / high, 100 / low))
+    sizes = {"MACs": (dense.macs, compact.macs), "parameters": (dense.params, compact.params),
+             "channels": (dense.channels, compact.channels), "ONNX file": (dense.bytes, compact.bytes)}  # fmt: skip
+    spans += [
+        plots.Span(name, "compact", 100 * after / before, None, None)
+        for name, (before, after) in sizes.items()
+        if before and after
+    ]
+    alt = "Latency, MACs, parameters, channels and file size of compact, in percent of dense."
+    return plots.intervals(spans, axis="compact, % of dense", alt=alt, marks=[(100.0, "dense")]) if spans else None
+
+
+def distribution_picture(source: Source) -> plots.Picture | None:
+    samples = speed_view.headline_samples(source)
+    if samples is None:
+        return None
+    return speed_plots.distributions({role: samples[role] for role in speed_plots.ROLES})
+
+
+def sweep_picture(source: Source) -> plots.Picture | None:
+    """Images a second at the p50 over the batch size; None with fewer than two sizes."""
+    rows = speed_view.swept(source)
+    if not rows:
+        return None
+    dense = [1000 * row.batch / timing.p50_ms for row in rows if (timing := row.figures.dense)]
+    compact = [1000 * row.batch / timing.p50_ms for row in rows if (timing := row.figures.compact)]
+    return speed_plots.sweep([row.batch for row in rows], {"dense": dense, "compact": compact})
+
+
+def layers_picture(why: Why) -> plots.Picture:
+    """Microseconds of every layer in both networks."""
+    return speed_plots.layers(
+        [speed_plots.Bar(layer.layer, layer.dense_us, layer.compact_us, layer.floor_us) for layer in why.layers]
     )
 
 

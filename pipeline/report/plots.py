@@ -95,7 +95,7 @@ def training(curves: Sequence[Curve]) -> Picture:
         rows[-1, 0].set_xlabel("epoch")
         rows[-1, 0].xaxis.get_major_locator().set_params(integer=True)
 
-    return _picture(
+    return picture(
         draw, height_in=3.9 if deaths else 2.4, alt="Test accuracy and dead channels over the epochs of training."
     )
 
@@ -123,7 +123,7 @@ def intervals(spans: Sequence[Span], *, axis: str, alt: str, marks: Sequence[tup
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(axis)
 
-    return _picture(draw, height_in=0.75 + 0.34 * len(names), alt=alt)
+    return picture(draw, height_in=0.75 + 0.34 * len(names), alt=alt)
 
 
 def _offset(span: Span, spans: Sequence[Span]) -> float:
@@ -143,7 +143,7 @@ def _marker(curve: Curve) -> str:
     return "o" if len(curve.epochs) == 1 else ""
 
 
-def _picture(draw: Callable[[Figure, dict[str, str]], None], *, height_in: float, alt: str) -> Picture:
+def picture(draw: Callable[[Figure, dict[str, str]], None], *, height_in: float, alt: str) -> Picture:
     def address(scheme: Scheme, width_in: float) -> str:
         colours = PALETTE[scheme]
         with matplotlib.rc_context(_style(colours)):

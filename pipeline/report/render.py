@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from markupsafe import Markup
 
 from export.files import write_json
 from pipeline.files import write_text
+from runtime.errors import UserError
 
-from . import numbers, pictures, view
+from . import numbers, pictures, speed_view, view
 from .collect import DEMP, DENSE, ENGINE, collect
-from .schema import Candidate, EngineFile, Report, Speedup
+from .schema import EngineFile, Hop, Report, WorstImage
+from .speed_schema import Speedup
+from .surgery_schema import Candidate
 
 HERE = Path(__file__).parent
 MARKDOWN = str.maketrans(
@@ -55,9 +59,15 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     for form in (numbers.percent, numbers.points, numbers.count, numbers.binary, numbers.milliseconds, numbers.seconds,
-                 numbers.small, numbers.plain):  # fmt: skip
+                 numbers.small, numbers.plain, numbers.short, numbers.significant):  # fmt: skip
         pages.filters[form.__name__] = form
-    pages.filters |= {"interval": interval, "measured": measured, "rounds": rounds}
+    pages.filters |= {
+        "interval": interval,
+        "measured": measured,
+        "rounds": rounds,
+        "change": change,
+        "not_worse": not_worse,
+    }
     pages.filters["md"] = lambda text: str(text).translate(MARKDOWN)
     return pages
 
@@ -79,7 +89,16 @@ def context(source: view.Source) -> dict[str, Any]:
         "report": report,
         "css": Markup((HERE / "report.css").read_text("utf-8")),
         "summary": view.summary(source),
-        "slow": view.slower_than_small(source),
+        "explanations": speed_view.explanations(source),
+        "profiles": [(why, speed_view.parts(why), speed_view.roofline(why)) for why in report.why],
+        "layers_pictures": [pictures.layers_picture(why) for why in report.why],
+        "broken": view.first_broken(report),
+        "doubts": speed_view.doubts(source),
+        "quantiles": speed_view.quantiles(source),
+        "method": speed_view.method(source),
+        "swept": speed_view.swept(source),
+        "headline": view.headline_latency(source),
+        "worst": worst(source),
         "comparisons": view.comparisons(source),
         "difference": view.difference(report),
         "latency": view.latency_rows(report),
@@ -97,7 +116,35 @@ def context(source: view.Source) -> dict[str, Any]:
         "training_picture": pictures.training_picture(source),
         "accuracy_picture": pictures.accuracy_picture(report),
         "speedup_picture": pictures.speedup_picture(report),
+        "share_picture": pictures.share_picture(source),
+        "distribution_picture": pictures.distribution_picture(source),
+        "sweep_picture": pictures.sweep_picture(source),
     }
+
+
+def worst(source: view.Source) -> list[tuple[WorstImage, str]]:
+    """The images that were kept, each with its PNG as a data address; UserError where a file is missing."""
+    kept = source.report.worst.images if source.report.worst else []
+    return [(image, _data_address(source.folder / image.file)) for image in kept]
+
+
+def _data_address(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "an image of the check", "run `demport check` again") from error
+    return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+
+
+def change(hop: Hop) -> str:
+    """`-0.25 pp (-1.59 to 0.95)`."""
+    edges = f" {numbers.between(*hop.paired.ci95_pp)}" if hop.paired else ""
+    return numbers.points(hop.accuracy_delta) + edges
+
+
+def not_worse(hop: Hop) -> str:
+    """`yes, p = 0.62`: whether the interval stays within the limit, and McNemar's p."""
+    return f"{hop.non_inferior}, p = {numbers.small(hop.paired.p_value)}" if hop.paired else ""
 
 
 def interval(speedup: Speedup) -> str:

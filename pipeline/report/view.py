@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import numbers
-from .schema import Latency, Report
-
-WORTHWHILE = 0.7  # speedup / MACs ratio; below it the page says that the network is smaller than it is fast
-LAYERS_SAID = 12  # layers that a sentence names
+from .schema import Report
+from .speed_schema import Latency
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,15 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Source:
-    """What `collect` found: the report, the two trainings, and the batch size whose speedup is gated."""
+    """What `collect` found: the report, the two trainings, the batch size whose speedup is gated, the latency samples
+    (`<role>.<backend>.<precision>.b<batch>` -> ms), and the folder of the check, which holds images."""
 
     report: Report
     dense: Sequence[Epoch]
     demp: Sequence[Epoch]
     gate_batch: int | None
+    samples: Mapping[str, Sequence[float]]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,16 @@ def comparisons(source: Source) -> list[Comparison]:
     dense, compact = source.report.models.dense, source.report.models.compact
     rows: list[Comparison] = []
     if hop := headline_accuracy(source.report):
+        five = [model.top5.get(hop) for model in (dense, compact)]
         change = numbers.points(_difference(compact.accuracy[hop], dense.accuracy[hop]))
         before, after = (_accuracy(source.report, model.accuracy[hop]) for model in (dense, compact))
         rows.append(Comparison(f"Accuracy, {hop}", before, after, change, None))
+        if five[0] is not None and five[1] is not None:
+            told = (numbers.percent(five[0]), numbers.percent(five[1]), numbers.points(five[1] - five[0]))
+            rows.append(Comparison(f"Top-5, {hop}", *told, None))
+        own = [model.metric.get(hop) for model in (dense, compact)]
+        if own[0] is not None and own[1] is not None:
+            rows.append(Comparison("Own metric", f"{own[0]:.4g}", f"{own[1]:.4g}", f"{own[1] - own[0]:+.4g}", None))
     row = headline_latency(source)
     if row and row.figures.dense and row.figures.compact:
         times = (row.figures.dense.p50_ms, row.figures.compact.p50_ms)
@@ -128,10 +137,30 @@ def accuracy_hops(report: Report) -> list[AccuracyHop]:
     """Each form of the network in which one of the two was measured, with both accuracies."""
     dense, compact = report.models.dense.accuracy, report.models.compact.accuracy
     return [
-        AccuracyHop(hop, numbers.percent(dense.get(hop)), numbers.percent(compact.get(hop)))
-        for hop in dict.fromkeys([*dense, *compact])
+        AccuracyHop(
+            "torch, before the cut" if hop == "masked" else hop,
+            "-" if hop == "masked" else numbers.percent(dense.get(hop)),
+            numbers.percent(compact.get(hop)),
+        )
+        for hop in dict.fromkeys(["masked", *dense] if "masked" in compact else [*dense, *compact])
         if dense.get(hop) is not None or compact.get(hop) is not None
     ]
+
+
+def first_broken(report: Report) -> str | None:
+    """Which hop broke the accuracy budget first; None where none did."""
+    broken = report.broken
+    if broken is None:
+        return None
+    return (
+        f"The budget was broken first from {label(broken.source)} to {label(broken.target)}: {broken.drop_pp:.2f} "
+        f"percentage points lost against dense, at most {broken.limit_pp:g} allowed."
+    )
+
+
+def label(hop: str) -> str:
+    """A form of the network as people read it."""
+    return {"masked": "torch, before the cut", "torch": "torch, compact"}.get(hop, hop)
 
 
 def unmeasured_accuracies(report: Report) -> list[str]:
@@ -182,32 +211,6 @@ def summary(source: Source) -> str:
 def macs_ratio(report: Report) -> float | None:
     dense, compact = report.models.dense.macs, report.models.compact.macs
     return dense / compact if dense and compact else None
-
-
-def slower_than_small(source: Source) -> str | None:
-    """Why nobody should expect the MACs ratio as speed: said where the speedup is under 70 % of it, with the widths."""
-    row, macs = headline_latency(source), macs_ratio(source.report)
-    if row is None or row.figures.speedup is None or macs is None:
-        return None
-    speed = row.figures.speedup.ratio
-    if speed >= WORTHWHILE * macs:
-        return None
-    return (
-        f"Not as fast as it is small: MACs fell {numbers.ratio(macs)}, the time {numbers.ratio(speed)} on {row.name}, "
-        f"{100 * speed / macs:.0f} % of that ratio. Time also goes into memory traffic, launches and widths that fill "
-        f"no whole vector. Widths, dense to compact: {widths(source.report)}."
-    )
-
-
-def widths(report: Report) -> str:
-    """`stem 32 to 16, layer1 64 to 48`; layers that kept their width, or are many, are only counted."""
-    changed = [layer for layer in report.surgery.layers if layer.after != layer.before]
-    parts = [f"{layer.layer} {layer.before} to {layer.after}" for layer in changed[:LAYERS_SAID]]
-    if more := len(changed) - LAYERS_SAID:
-        parts += [f"{more} more under Channels"] if more > 0 else []
-    if kept := len(report.surgery.layers) - len(changed):
-        parts.append(f"{kept} unchanged")
-    return ", ".join(parts) or "no layer was cut"
 
 
 def certificate(report: Report) -> list[tuple[str, str]]:

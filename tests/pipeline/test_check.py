@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from export.engine_from_onnx import Engine
 from pipeline import config, measuring
-from pipeline.check import Checked, check
+from pipeline.check import NO_IMAGES, Checked, check
 from pipeline.exporting import EngineResult
+from pipeline.hops import Images
 from pipeline.progress import Silent
-from pipeline.report.schema import AccuracyDifference, EngineFile, Hop, Latency, Verdict
+from pipeline.report.schema import AccuracyDifference, EngineFile, Hop, Verdict
+from pipeline.report.speed_schema import Latency, Why
 from runtime.errors import UserError
-from tests.runtime.nets import SHAPE, WEIGHT, Net, expected, images, write_onnx
+from tests.runtime import nets
+from tests.runtime.nets import SHAPE, WEIGHT, Net, expected, write_onnx
 
 N = 50
 
@@ -41,7 +44,7 @@ class Split:
     name: str = "test"
 
     def __post_init__(self) -> None:
-        self.images = images(N)
+        self.images = nets.images(N)
         self.labels = torch.from_numpy(expected(self.images).argmax(axis=1))
         self.labels[:5] = (self.labels[:5] + 1) % 4
 
@@ -65,6 +68,7 @@ SECTION = config.Check(
     threads=1,
     min_blocks=5,
     time_limit_s=1,
+    streams=(),
     gates=config.Gates(max_accuracy_drop=1.0, min_speedup=0.5, max_abs_diff=1e-5),
 )
 
@@ -73,12 +77,20 @@ def engine(folder: Path, role: str) -> EngineResult:
     path = folder / f"{role}.fp16.SM86.engine"
     path.write_bytes(b"plan")
     built = Engine(
-        path, path, path, "tensorrt_rtx", "1.0", "fp16", "SM86", "0" * 64, 4, 0.1, {}
+        path, path, path, "tensorrt_rtx", "1.0", "fp16", "SM86", "0" * 64, 4, 0.1, {}, {}, ()
     )  # fmt: skip
     return EngineResult(role, "fp16", "SM86", built, None)  # type: ignore[arg-type]
 
 
-def run(tmp_path: Path, *, compact: nn.Module | None = None, engines: Any = (), **changes: Any) -> tuple[Checked, Any]:
+def run(
+    tmp_path: Path,
+    *,
+    compact: nn.Module | None = None,
+    masked: nn.Module | None = None,
+    images: Images = NO_IMAGES,
+    engines: Any = (),
+    **changes: Any,
+) -> tuple[Checked, Any]:
     section = SECTION.model_copy(update=changes)
     graphs = {}
     for name in ("onnx", "simplified", "fp16"):
@@ -95,6 +107,8 @@ def run(tmp_path: Path, *, compact: nn.Module | None = None, engines: Any = (), 
         device="cpu",
         out=tmp_path,
         progress=Silent(),
+        masked=masked,
+        images=images,
     )
     return result, json.loads((tmp_path / "check.json").read_text())
 
@@ -106,7 +120,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checked, Any]:
     return run(folder, engines=(engine(folder, "dense"), engine(folder, "compact"), missing))
 
 
-def test_accuracy_at_every_hop(whole: tuple[Checked, Any]) -> None:
+def test_accuracy_at_hops(whole: tuple[Checked, Any]) -> None:
     result, document = whole
     accuracy = document["models"]["dense"]["accuracy"]
     assert {accuracy[hop] for hop in ("torch", "onnx", "simplified", "fp16")} == {0.9}
@@ -173,11 +187,22 @@ def test_latency_of_every_precision_and_batch(whole: tuple[Checked, Any]) -> Non
                 assert entry["protocol"]["conditions"]["before"]
 
 
+def test_end_to_end_takes_longer_and_layers_are_told(whole: tuple[Checked, Any]) -> None:
+    _, document = whole
+    entry = Latency.model_validate(document["latency"]["onnxruntime"]["fp32"]["b4"])
+    assert entry.end_to_end and entry.dense
+    assert entry.end_to_end.dense.best_ms > entry.dense.best_ms
+    (why,) = [Why.model_validate(one) for one in document["why"]]
+    assert why.macs_ratio == 1.0 and why.share == pytest.approx(why.speedup)
+    assert sum(why.bound_pct.values()) > 50 and why.findings
+    assert document["reference"] is None
+
+
 def test_gates_and_verdict(whole: tuple[Checked, Any]) -> None:
     result, document = whole
     verdict = Verdict.model_validate(document["verdict"])
     gates = {gate.name: gate for gate in verdict.gates}
-    assert list(gates) == ["max_accuracy_drop", "min_speedup", "max_abs_diff", "engines"]
+    assert list(gates) == ["max_accuracy_drop", "accuracy_at_hops", "min_speedup", "max_abs_diff", "engines"]
     assert (gates["engines"].status, gates["engines"].value, gates["engines"].limit) == ("inconclusive", 2, 3)
     assert gates["max_accuracy_drop"].status == gates["max_abs_diff"].status == "pass"
     assert verdict.status == result.status == "inconclusive"
@@ -198,7 +223,7 @@ def test_a_compact_network_that_is_worse_fails(tmp_path: Path) -> None:
 
 def test_a_speedup_that_is_not_there_fails(tmp_path: Path) -> None:
     result, document = run(tmp_path, gates=SECTION.gates.model_copy(update={"min_speedup": 50.0}))
-    gate = document["verdict"]["gates"][1]
+    gate = document["verdict"]["gates"][2]
     assert gate["status"] == "fail"
     assert gate["limit"] == 50.0
     assert gate["value"] == result.speedup == document["latency"]["onnxruntime"]["fp32"]["b4"]["speedup"]["ratio"]
@@ -207,7 +232,7 @@ def test_a_speedup_that_is_not_there_fails(tmp_path: Path) -> None:
 def test_too_few_blocks_decide_nothing(tmp_path: Path) -> None:
     limits = SECTION.gates.model_copy(update={"min_speedup": 50.0})
     _, document = run(tmp_path, gates=limits, min_blocks=100_000, batch_sizes=(4,))
-    gate = document["verdict"]["gates"][1]
+    gate = document["verdict"]["gates"][2]
     assert gate["status"] == "inconclusive"
     assert gate["reason"].endswith("of 100000 blocks in 1 s: raise check.time_limit_s")
 

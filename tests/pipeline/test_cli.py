@@ -71,7 +71,7 @@ USAGE = {
     "no such command": (["rnu"], "No such command 'rnu'", "`demport --help`"),
     "no such option": (["run", "c.yaml", "--foo"], "No such option: --foo", "`demport run --help`"),
     "no such device": (["run", "c.yaml", "--device", "tpu"], "'--device'", "'auto', 'cpu', 'cuda'"),
-    "too many": (["report", "a", "b"], "unexpected extra argument", "`demport report --help`"),
+    "too many": (["doctor", "b"], "unexpected extra argument", "`demport doctor --help`"),
     "no file": (["run", "nope.yaml"], "nope.yaml: no such file", "check the path"),
     "no stage": (["run", "c.yaml", "--until", "70-chek"], "--until 70-chek", "10-dense, 20-demp"),
     "no run": (["check", "nope"], "nope: no run folder", "make one with `demport run`"),

@@ -278,7 +278,7 @@ def test_bench_compares_files_with_the_first(whole_run: Path, capsys: pytest.Cap
     told = document(capsys)
     assert [model["file"] for model in told["models"]] == files and told["batch"] == 4
     assert told["models"][0]["speedup"] is None
-    assert set(told["models"][1]["speedup"]) == {"ratio", "ci95", "verdict"}
+    assert set(told["models"][1]["speedup"]) == {"ratio", "ci95", "verdict", "detectable"}
     assert all(model["best_ms"] <= model["p50_ms"] <= model["p95_ms"] for model in told["models"])
     assert cli.command_line(["bench", files[0], "nope.onnx"]) == 2
     assert "nope.onnx is no file" in capsys.readouterr().err

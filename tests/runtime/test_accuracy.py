@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.accuracy import accuracy
+from runtime.accuracy import Accuracy, accuracy
 from runtime.backend import Array, TensorSpec, open_session
 from runtime.errors import UserError
 from tests.runtime.nets import expected, images, write_onnx
@@ -96,3 +96,16 @@ def test_sessions_that_are_no_classifier() -> None:
         accuracy(Echo((spec,), (spec, spec)), [(LOGITS, LABELS)])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the test split has no images"):
         accuracy(echo(), [])  # type: ignore[arg-type]
+
+
+def test_top5_and_classes_by_hand() -> None:
+    """Six classes; the class of image i has rank 1, 3, 5, 6, and one logit is not a number."""
+    order = np.array([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], np.float32)
+    logits = np.stack([order] * 5)
+    logits[4, 0] = np.nan
+    labels = np.array([0, 2, 4, 5, 1])
+    told = Accuracy(0.2, 5, np.array([True, False, False, False, False]), logits, labels)
+    assert told.top5 == 3 / 5
+    assert (told.of_class(0), told.of_class(5), told.of_class(3)) == (1.0, 0.0, None)
+    few = Accuracy(0.2, 5, told.correct, logits[:, :5], labels)
+    assert few.top5 is None

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.gate import Gate, Status, accuracy_gate, difference_gate, engines_gate, speedup_gate, verdict
+from runtime.gate import (
+    Gate,
+    Status,
+    accuracy_gate,
+    difference_gate,
+    engines_gate,
+    hops_gate,
+    metric_gate,
+    non_inferiority_gate,
+    speedup_gate,
+    verdict,
+)
 from runtime.latency import Speedup
 from runtime.paired import PairedAccuracy
 
@@ -98,3 +109,30 @@ def test_engines() -> None:
     told = engines_gate(2, ["no TensorRT", "no TensorRT", "no GPU"])
     assert (told.status, told.value, told.limit) == ("inconclusive", 2, 5)
     assert told.reason == "2 of 5 engines built: no TensorRT; no GPU"
+
+
+@pytest.mark.parametrize(
+    ("ci95", "status"), [((-0.9, 0.5), "pass"), ((-1.4, 0.5), "inconclusive"), ((-3.0, -1.1), "fail")]
+)
+def test_non_inferiority_needs_the_whole_interval(ci95: tuple[float, float], status: str) -> None:
+    difference = PairedAccuracy(400, 3, 1, -0.5, ci95, 0.6)
+    gate = non_inferiority_gate(difference, 1.0)
+    assert gate.status == status and gate.value == pytest.approx(-ci95[0])
+    assert ("400 images cannot tell" in gate.reason) == (status == "inconclusive")
+    assert non_inferiority_gate(None, 1.0, "not measured").status == "inconclusive"
+
+
+def test_the_first_hop_beyond_the_limit_is_named() -> None:
+    gate = hops_gate([("masked", 0.2), ("simplified to fp16", 1.5), ("fp16 to engine", 4.0)], 1.0)
+    assert (gate.status, gate.value) == ("fail", 4.0)
+    assert gate.reason.startswith("simplified to fp16 is the first hop beyond the limit: 1.50 points lost")
+    fine = hops_gate([("masked", -0.3), ("masked to torch", 0.25)], 1.0)
+    assert (fine.status, fine.value) == ("pass", 0.25) and "none loses more than 0.25 points" in fine.reason
+    assert hops_gate([], 1.0).status == "inconclusive"
+
+
+def test_a_metric_of_ones_own() -> None:
+    assert metric_gate("f1", 0.9, 0.88, 0.03).status == "pass"
+    gate = metric_gate("f1", 0.9, 0.8, 0.03)
+    assert gate.status == "fail" and gate.value == pytest.approx(0.1) and "0.8 against 0.9" in gate.reason
+    assert metric_gate("f1", None, 0.8, 0.03, "not measured").status == "inconclusive"

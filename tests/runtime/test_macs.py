@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from runtime.macs import macs, params
+from runtime.macs import denormals, macs, params
 
 
 class Net(nn.Module):
@@ -48,3 +48,11 @@ def test_parameters_by_hand() -> None:
 def test_another_type_of_parameters() -> None:
     assert macs(Net().double().eval(), (3, 8, 8)) == MACS
     assert macs(nn.Identity(), (3, 8, 8)) == 0
+
+
+def test_denormal_weights_are_counted() -> None:
+    module = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[0.0, 1e-40, -1e-41, 1.0]]))
+    assert denormals(module) == 2
+    assert denormals(nn.BatchNorm2d(3).half()) == 0

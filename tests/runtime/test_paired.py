@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from runtime.paired import mcnemar_exact, paired_accuracy, tango_interval
+from runtime.paired import PairedAccuracy, mcnemar_exact, non_inferior, paired_accuracy, tango_interval
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (1, 7), (7, 1), (5, 5), (25, 40), (400, 470)])
@@ -88,3 +88,12 @@ def test_counts_and_percentage_points() -> None:
     low, high = tango_interval(1, 3, 8)
     assert result.ci95_pp == (100 * low, 100 * high)
     assert result.p_value == mcnemar_exact(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("ci95", "decision"), [((-0.9, 2.0), "yes"), ((-1.0, 2.0), "yes"), ((-1.1, 2.0), "undecided"), ((-3.0, -1.1), "no")]
+)
+def test_non_inferiority_by_the_interval(ci95: tuple[float, float], decision: str) -> None:
+    told = PairedAccuracy(100, 1, 1, 0.0, ci95, 1.0)
+    assert non_inferior(told, 1.0) == decision
+    assert non_inferior(told, 100.0) == "yes"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.report.render import render
-from tests.pipeline.report.run_folder import STAGES, check, gate, latency, write_run
+from tests.pipeline.report.check_document import check, gate, latency
+from tests.pipeline.report.run_folder import STAGES, write_run
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -82,7 +83,7 @@ def test_full_report_fits_every_width(tmp_path: Path) -> None:
     render(run)
     seen, log = look(run, tmp_path / "profile", (390, 768, 1280, 1920))
     assert {one["width"]: one["scroll"] for one in seen} == {390: 390, 768: 768, 1280: 1280, 1920: 1920}
-    assert all(one["requests"] == 0 and one["images"] == 3 and one["broken"] == 0 for one in seen)
+    assert all(one["requests"] == 0 and one["images"] == 7 and one["broken"] == 0 for one in seen)
     assert all(one["spill"] <= 0 for one in seen), seen
     assert "CONSOLE" not in log
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import pictures, plots
+from pipeline.report import pictures, plots, speed_plots
 from pipeline.report.collect import collect
 from pipeline.report.view import Source, wilson
 from tests.pipeline.report.run_folder import BEFORE, DEAD, STAGES, write_run
@@ -50,6 +50,38 @@ def test_accuracies_that_were_not_measured_are_not_drawn(source: Source, drawn: 
     assert {span.row for span in drawn["spans"]} == {"torch", "onnx", "simplified", "fp16"}
     assert [span.role for span in drawn["spans"]] == ["dense"] * 4 + ["compact"] * 4
     assert all(span.low < span.value < span.high for span in drawn["spans"])
+
+
+def test_shares_of_dense_with_the_interval_of_the_latency(source: Source, drawn: dict[str, Any]) -> None:
+    pictures.share_picture(source)
+    latency, macs, *_ = drawn["spans"]
+    assert (latency.value, latency.low, latency.high) == pytest.approx((62.5, 100 / 1.65, 100 / 1.56))
+    assert (macs.row, macs.value, macs.low) == ("MACs", 25.0, None)
+    assert drawn["marks"] == [(100.0, "dense")]
+
+
+def test_speed_plots_get_samples_sweep_and_layers(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(speed_plots, "distributions", lambda samples: given.update(samples=samples))
+    monkeypatch.setattr(speed_plots, "sweep", lambda batches, speeds: given.update(batches=batches, speeds=speeds))
+    monkeypatch.setattr(speed_plots, "layers", lambda bars: given.update(bars=bars))
+    pictures.distribution_picture(source)
+    pictures.sweep_picture(source)
+    pictures.layers_picture(source.report.why[0])
+    assert min(given["samples"]["dense"]) == pytest.approx(1.83 * 0.97) and len(given["samples"]["compact"]) == 13
+    assert given["batches"] == [1, 32] and given["speeds"]["dense"] == pytest.approx([1000 / 0.21, 32_000 / 1.83])
+    assert [(bar.layer, bar.dense, bar.compact, bar.floor) for bar in given["bars"]] == [
+        ("stem.conv", 300.0, 200.0, 40.0), ("layer3", 500.0, 400.0, 350.0),
+    ]  # fmt: skip
+
+
+def test_the_frontier_is_what_nothing_beats_in_both() -> None:
+    given = [("a", 3.0, 99.0), ("b", 1.0, 97.0), ("c", 2.0, 96.0), ("d", 2.5, 98.0), ("e", 4.0, 99.0)]
+    dots = [speed_plots.Dot(label, "compact", ms, accuracy, None) for label, ms, accuracy in given]
+    assert [dot.label for dot in speed_plots.frontier(dots)] == ["b", "d", "a"]
+    assert speed_plots.frontier([]) == []
+    drawn = speed_plots.pareto(dots)
+    assert drawn.light_wide.startswith("data:image/svg+xml;base64,") and "table" in drawn.alt
 
 
 def test_wilson_interval_of_eight_in_ten(source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -12,17 +13,9 @@ import pytest
 
 from pipeline.report.render import render
 from runtime.errors import UserError
+from tests.pipeline.report.check_document import CONDITIONS, check, why
 from tests.pipeline.report.page import document, page, section
-from tests.pipeline.report.run_folder import (
-    AFTER,
-    BEFORE,
-    DEAD,
-    STAGES,
-    check,
-    stage,
-    write_json,
-    write_run,
-)
+from tests.pipeline.report.run_folder import AFTER, BEFORE, DEAD, PNG, STAGES, stage, write_json, write_run
 
 NASTY = '<script>alert("x")</script>'
 
@@ -46,8 +39,11 @@ def test_json_keeps_the_contract(run: Path) -> None:
         "ratio": 1.6,
         "ci95": [1.56, 1.65],
         "verdict": "faster",
+        "detectable": 1.06,
     }
-    assert report["hops"][0]["from"] == "torch" and report["hops"][0]["to"] == "onnx"
+    assert report["hops"][0]["from"] == "masked" and report["hops"][0]["to"] == "torch"
+    assert report["why"][0]["share"] == 0.4 and report["concurrency"][0]["streams"] == 2
+    assert report["worst"]["images"][0]["file"] == "worst/17.png" and report["broken"] is None
     assert report["engines"][0]["sha256"] == "ab12" * 16
     assert [gate["name"] for gate in report["verdict"]["gates"]][:2] == ["max_accuracy_drop", "min_speedup"]
     assert "samples_ms" not in json.dumps(report)
@@ -107,25 +103,67 @@ def test_every_plot_has_its_data_in_a_table(run: Path) -> None:
     html = (run / "report.html").read_text("utf-8")
     sections = re.findall(r"<section>.*?</section>", html, re.DOTALL)
     with_plot = [part for part in sections if "<figure>" in part]
-    assert len(with_plot) == 3
+    assert [re.findall("<h2>(.*?)</h2>", part)[0] for part in with_plot] == [
+        "Dense beside compact", "Latency", "Where the time goes", "Accuracy at every hop", "Training",
+    ]  # fmt: skip
     assert all("<table" in part and 'alt="' in part for part in with_plot)
     assert len(re.findall(r"<tr>", section(html, "DemP, epoch by epoch").split("</details>")[0])) == 41
 
 
-def test_slower_than_small_is_said_with_the_widths(run: Path) -> None:
+def test_why_it_is_not_faster_is_said_with_the_layers(run: Path) -> None:
     text = page(run).text
-    assert "MACs fell 4.00x, the time 1.60x on onnxruntime fp32, batch 32, 40 % of that ratio" in text
-    assert "layer3.0.conv1 128 to 32" in text
-    assert "2 unchanged" in text  # stem.conv and layer3
+    why = section(text, "Why is it not faster?").split("Dense beside compact")[0]
+    assert "MACs fell 4.00x, the time 1.60x on ONNX Runtime fp32 on the CPU, batch 32, 2 threads: 40 % of that" in why
+    assert "Most of compact's run is bound by memory (57 %)" in why
+    assert "57 % of a run is in 1 layers that lost no work (layer3)" in why and "demp.lambda_peak" in why
+    layers = section(text, "Layer by layer")
+    assert "32 to 20 (runs as 24)" in layers and "300 to 200" in layers and "4.00 M to 1.00 M" in layers
+    assert "100 GFLOP/s; memory 40 GB/s at 256 KiB, 20 GB/s at 128 MiB" in text
+    assert "Why is it not faster?" in (run / "report.md").read_text("utf-8")
 
 
-def test_nothing_is_said_where_the_speed_follows_the_size(tmp_path: Path) -> None:
-    models = check()["models"]
-    models["dense"]["macs"] = 11_000_000  # 2.2 times compact's; 1.6 is 73 % of it
-    folder = write_run(tmp_path / "run", models=models)
+def test_nothing_is_explained_where_the_speed_follows_the_size(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", why=[why(2.2, 1.6)])  # 73 % of it
     render(folder)
-    assert "Not as fast" not in page(folder).text
-    assert "Not as fast" not in (folder / "report.md").read_text("utf-8")
+    assert "Why is it not faster?" not in page(folder).text
+    assert "Why is it not faster?" not in (folder / "report.md").read_text("utf-8")
+    assert "Layer by layer" in page(folder).text
+
+
+def test_speed_under_load_and_how_it_was_measured(run: Path) -> None:
+    text = page(run).text
+    load = section(text, "Several sessions at once").split("Where the time goes")[0]
+    assert "17,000 images/s" in load and "25,500 images/s" in load and "1.50x (1.46 to 1.55)" in load
+    method = section(text, "how it was measured")
+    assert "Smallest speedup it would have found1.06x" in method and "Cores taken by others3.1 %" in method
+    assert "1.60x (1.56 to 1.65)1.44x (1.40 to 1.49)end to end" in section(text, "Latency")  # 0.9 of 1.6
+
+
+def test_a_broken_hop_a_busy_machine_and_a_reference_are_named_on_top(tmp_path: Path) -> None:
+    latency = check()["latency"]
+    latency["onnxruntime"]["fp32"]["b32"]["protocol"]["conditions"] = {**CONDITIONS, "others_busy_pct": 48.0}
+    broken = {"model": "compact", "from": "simplified", "to": "fp16", "drop_pp": 12.5, "limit_pp": 1.0}
+    entry = latency["onnxruntime"]["fp32"]["b32"]
+    reference = {"file": "v1.onnx", "sha256": "0" * 64, "batch": 32, "reference": entry["dense"],
+                 "compact": entry["compact"], "speedup": entry["speedup"]}  # fmt: skip
+    folder = write_run(tmp_path / "run", latency=latency, broken=broken, reference=reference)
+    render(folder)
+    for text in (page(folder).text, (folder / "report.md").read_text("utf-8").replace("\N{NO-BREAK SPACE}", " ")):
+        assert "broken first from simplified to fp16: 12.50 percentage points lost against dense" in text
+        assert "Doubtful: other processes took 48 % of the cores while the headline latency was measured" in text
+        assert "v1.onnx" in text
+
+
+def test_the_images_it_got_wrong_are_in_the_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    render(folder)
+    html = (folder / "report.html").read_text("utf-8")
+    assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in html
+    assert "eight taken for one91 % to 22 %; image 17" in page(folder).text
+    assert "eight4,000" not in page(folder).text
+    (folder / "70-check" / "worst" / "17.png").unlink()
+    with pytest.raises(UserError, match=r"17\.png: No such file.*; run `demport check` again"):
+        render(folder)
 
 
 def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
@@ -134,7 +172,7 @@ def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
     assert "| max\\_accuracy\\_drop | pass | 0.5038 | 1 |  |" in text
     assert "| MACs an image | 20.0 M | 5.00 M | 4.00x |" in text
     rows = [line for line in text.splitlines() if line.startswith("| onnxruntime")]
-    assert len(rows) == 3 and all(line.count("|") == 6 for line in rows)
+    assert len(rows) == 3 and all(line.count("|") == 7 for line in rows)
     engines = [line for line in text.split("### Engines")[1].splitlines() if line.startswith("|")]
     assert len(engines) == 6 and {line.count("|") for line in engines} == {7}
     assert "\n\n\n" not in text

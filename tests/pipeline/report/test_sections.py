@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.report.render import render
+from tests.pipeline.report.check_document import engine
 from tests.pipeline.report.page import document, page, section
-from tests.pipeline.report.run_folder import STAGES, certificate, engine, stage, write_json, write_run
+from tests.pipeline.report.run_folder import STAGES, certificate, stage, write_json, write_run
 
 
 def test_certificate_says_what_was_proved(tmp_path: Path) -> None:
