@@ -54,6 +54,7 @@ class Analysis:
     layers: list[Layer] = field(default_factory=list)
     streams: dict[str, Ids] = field(default_factory=dict)  # sums of an untied residual stream, by node name
     uses: Counter[str] = field(default_factory=Counter)
+    unknown: dict[str, str] = field(default_factory=dict)  # path of a module whose inside no rule follows -> reason
 
     def __post_init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -186,6 +187,8 @@ def unlabelled(val: Any) -> Value:
 
 def opaque(a: Analysis, node: fx.Node, reason: str) -> Result:
     """Freeze all channels that enter; nothing that comes out can be cut."""
+    if node.op == "call_module":
+        a.unknown[str(node.target)] = reason
     for labels in leaves(a.value((node.args, node.kwargs))):
         for f in labels.fields:
             a.freeze(node, reason, f.ids)

@@ -22,7 +22,7 @@ class OpenAttention(nn.Module):
         self.out_proj = source.out_proj
         self.num_heads, self.head_dim = source.num_heads, source.head_dim
         self.batch_first, self.dropout = source.batch_first, source.dropout
-        self.fused = source._qkv_same_embed_dim
+        self._qkv_same_embed_dim = source._qkv_same_embed_dim  # nn.TransformerEncoderLayer asks for it
         self.supported = source.bias_k is None and source.bias_v is None and not source.add_zero_attn
 
     def forward(
@@ -40,7 +40,7 @@ class OpenAttention(nn.Module):
             raise ValueError("attention with masks or extra biases")
         if not self.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
-        if self.fused and key is query and value is query:
+        if self._qkv_same_embed_dim and key is query and value is query:
             q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
             q, k, v = self._apart(query, key, value)
@@ -55,7 +55,7 @@ class OpenAttention(nn.Module):
         return heads.transpose(1, 2)
 
     def _apart(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.fused:
+        if self._qkv_same_embed_dim:
             weights = self.in_proj_weight.chunk(3)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)

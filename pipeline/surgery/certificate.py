@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
@@ -96,18 +96,23 @@ def _folded(analysis: Analysis, cut: Cut) -> list[dict[str, Any]]:
 
 
 def _frozen(analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
-    """Where and why channels cannot go, and how many output channels of layers each reason holds."""
+    """Where and why channels cannot go, and how many output channels of layers each reason holds: of those that reach
+    the place, and of those inside a module that no rule follows."""
     layer_classes = np.zeros(len(choice.keep), np.int64)
     for layer in analysis.layers:
         np.add.at(layer_classes, choice.classes[layer.ids], 1)
     reasons: dict[tuple[str, str], set[int]] = defaultdict(set)
     for freeze in [*analysis.ledger.freezes, *choice.late]:
         reasons[freeze.where, freeze.reason].update(choice.classes[freeze.ids].tolist())
+    module = analysis.traced.module
     if analysis.traced.frozen is not None:
-        every = sum(w.shape[0] for n, w in analysis.traced.module.named_parameters() if w.dim() > 1)
-        return [{"where": "the network", "reason": analysis.traced.frozen, "channels": every}]
-    return [
-        {"where": where, "reason": reason, "channels": int(layer_classes[list(found)].sum())}
-        for (where, reason), found in reasons.items()
-        if layer_classes[list(found)].any()
-    ]
+        return [{"where": "the network", "reason": analysis.traced.frozen, "channels": rows_of_weights(module)}]
+    counts = {key: int(layer_classes[list(found)].sum()) for key, found in reasons.items()}
+    for where, reason in analysis.unknown.items():
+        counts[where, reason] = counts.get((where, reason), 0) + rows_of_weights(module.get_submodule(where))
+    return [{"where": where, "reason": reason, "channels": n} for (where, reason), n in counts.items() if n]
+
+
+def rows_of_weights(module: nn.Module) -> int:
+    """Output channels of the layers inside, as far as shapes tell."""
+    return sum(p.shape[0] for p in module.parameters() if p.dim() > 1)

@@ -22,6 +22,11 @@ from pipeline.surgery.copies import deep_copy, meta_twin, shallow_copy
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
 PATH_DROPS = ("StochasticDepth", "DropPath")
+# torch.nn's own, made of layers that can be cut
+COMPOSED = (
+    nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
 # Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
 SHAPE_KEPT = frozenset(
     (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
@@ -85,6 +90,7 @@ class ShapeTracer(fx.Tracer):
         self._inputs = [x.to("meta") for x in example_inputs]
         self._cached: dict[str, Any] = {}
         self._executing = False
+        self.constants: dict[str, Tensor] = {}  # made by forward from nothing, by the attribute they are fetched from
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._executing:
@@ -100,8 +106,20 @@ class ShapeTracer(fx.Tracer):
         inputs = [self.create_proxy("placeholder", name, (), {}) for name in names[: len(self._inputs)]]
         return root_fn, [self.root, *inputs]
 
+    def create_arg(self, a: Any) -> Any:
+        node = super().create_arg(a)
+        if isinstance(node, fx.Node) and isinstance(a, Tensor) and "val" not in node.meta:
+            node.meta["val"] = a.detach().to("meta")
+            if str(node.target) in self.tensor_attrs.values():
+                if a.is_meta:
+                    raise ValueError("a tensor computed from parameters that are not read as attributes")
+                self.constants[str(node.target)] = a.detach().clone()
+        return node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, OpenAttention | fx.GraphModule | ParametrizationList) or is_parametrized(m):
+            return False
+        if type(m) in COMPOSED:
             return False
         return type(m).__name__ in PATH_DROPS or super().is_leaf_module(m, module_qualified_name)
 
@@ -236,7 +254,32 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
         node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
     _follow_aliases(graph, root)
     erase_unread(graph, root)
+    if any(node.target in tracer.constants for node in graph.nodes):
+        root = shallow_copy(model)
+        for name, tensor in tracer.constants.items():
+            root.register_buffer(name, tensor)
+        if not any_batch(graph, twin, tracer.constants, example_inputs):
+            frozen = f"{type(model).__name__} makes tensors for one batch size"
+            root = nn.Module()
+            root.add_module("network", model)
+            graph = _one_node(example_inputs, frozen)
     return Traced(fx.GraphModule(root, graph, type(model).__name__), example_inputs, frozen)
+
+
+def any_batch(
+    graph: fx.Graph, twin: nn.Module, constants: dict[str, Tensor], example_inputs: tuple[Tensor, ...]
+) -> bool:
+    """Whether the graph takes one image more: tensors that forward makes may have the size of the batch they saw."""
+    if any(OPAQUE in node.meta for node in graph.nodes):
+        return True  # its inside does not run on meta tensors; the law is held at several batch sizes
+    for name, tensor in constants.items():
+        setattr(twin, name, tensor.to("meta"))
+    more = [torch.empty((len(x) + 1, *x.shape[1:]), dtype=x.dtype, device="meta") for x in example_inputs]
+    try:
+        fx.GraphModule(twin, graph)(*more)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:
