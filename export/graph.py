@@ -98,6 +98,15 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=0)
 
 
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Gives a name to each node that has none, or another node's."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)

@@ -1,169 +1,297 @@
 """A lower precision written into the graph: TensorRT's networks are strongly typed and follow it.
 
-The converter is ONNX Runtime's own (`onnxruntime.transformers.float16`): it comes with ONNX Runtime and knows which
-inputs of which operator set must stay fp32. onnxconverter-common's, its ancestor, clips weights at 1e4 unless told
-otherwise and is one more dependency; ModelOpt's AutoCast needs the GPU build of ONNX Runtime and CuPy. The converter
-clips silently what fp16 cannot hold, and ONNX Runtime's CPU kernels compute an fp16 graph in fp32, so an overflow shows
-in neither: both are looked for here, in the weights and in the activations.
+fp16 and bf16 by casting (`half.py`), int8 by pairs of quantisation and dequantisation (`quantise.py`). What a graph
+loses is measured before it is written: int8 in ONNX Runtime as it is, fp16 and bf16 with every value rounded
+(`rounded.py`). Where it loses more than allowed, the layers that it hurts most stay in fp32 (`sensitivity.py`).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from export import graph
+from export.half import FP16_MAX, Half, peaks, to_half, too_large
+from export.quantise import WEIGHTED, Calibration, layers_of, quantise, ranges_of
+from export.rounded import LOW, rounded, value_types
+from export.sensitivity import LayerError, Make, fewest, rank
 from runtime.errors import UserError
 
-FP16_MAX = 65504.0
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the layers whose precision decides speed and size
 BATCH_SIZES = (1, 4)
+RANKED_IMAGES = 32
+Precision = Literal["fp16", "bf16", "int8"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a lower precision is made and judged with; each call gives its batches anew, float32 (B, C, H, W).
+
+    `samples` are rows for comparing values; `calibration` training images; `evaluation` images with their labels (B,).
+    """
+
+    samples: graph.Array
+    calibration: Callable[[], Iterable[graph.Array]]
+    evaluation: Callable[[], Iterable[tuple[graph.Array, graph.Array]]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """`max_accuracy_drop` in percentage points against fp32, on the evaluation images.
+
+    `keep_fp32`: layers that stay in fp32, by the name of the node or of its weight; auto: as few as are needed.
+    """
+
+    max_accuracy_drop: float
+    keep_fp32: Literal["auto"] | tuple[str, ...] = "auto"
+    calibration: Calibration = field(default_factory=Calibration)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A layer that stays in fp32; `error` is that of `LayerError`, None where something else is the reason."""
+
+    layer: str
+    weight: str
+    reason: str
+    error: float | None
 
 
 @dataclass(frozen=True)
 class CastGraph:
     """A graph in lower precision with fp32 inputs and outputs.
 
-    `nodes_fp16`, `nodes_fp32`: nodes by the type of their output, casts and constants left out. `casts`: casts in it.
-    `max_abs_diff`: largest difference of the outputs from the fp32 graph's in ONNX Runtime on the CPU. That measures
-    the rounding of the weights; the CPU kernels do not round the activations.
-    `largest`: largest magnitude of any activation in fp16, on the samples (fp16 ends at 65504).
+    `nodes_low`, `nodes_fp32`: nodes that compute in the precision and in fp32; `layers`: convolutions and matrix
+    products among all of them. `conversions`: casts, or quantisations. `max_abs_diff`: largest difference of the
+    outputs from the fp32 graph's, on the samples. `largest`: largest magnitude of an activation in fp16 (None
+    elsewhere). `accuracy` and `accuracy_fp32` are fractions of the `images` evaluated, `drop_pp` their difference in
+    percentage points; `holds`: it is at most what is allowed. `measured_by` says how the values were made.
     """
 
     path: Path
-    precision: Literal["fp16"]
-    nodes_fp16: int
+    precision: Precision
+    opset: int
+    nodes_low: int
     nodes_fp32: int
-    casts: int
+    layers: int
+    conversions: int
     bytes: int
     max_abs_diff: float
-    largest: float
+    largest: float | None
+    accuracy: float
+    accuracy_fp32: float
+    drop_pp: float
+    images: int
+    holds: bool
+    kept: tuple[Kept, ...]
+    measured_by: str
 
 
-def cast(source: Path, path: Path, *, precision: Literal["fp16"], samples: graph.Array) -> CastGraph:
-    """Writes the fp32 graph `source` to `path` with weights and arithmetic in fp16, inputs and outputs in fp32.
+MEASURED_BY = {
+    "fp16": "ONNX Runtime in fp32, every value rounded to fp16",
+    "bf16": "ONNX Runtime in fp32, every value rounded to bfloat16: it has no bfloat16 convolution on the CPU",
+    "int8": "ONNX Runtime",
+}
 
-    `samples` (N, C, H, W) float32 are real inputs: the activations on their first four rows must fit fp16.
-    `UserError`: a weight or an activation is beyond 65504, no convolution or matrix product ended in fp16, or ONNX
-    Runtime does not run either graph.
-    """
-    assert precision == "fp16"
-    model = graph.read_graph(source)
-    graph.feeds_of(model, samples, source)
-    fixed = graph.fixed_batch(model)
-    _check_weights(model, source)
-    converted = _to_fp16(model, source)
-    types = _types(converted)
-    counts = _counts(converted, types)
-    if not any(types.get(node.output[0]) == onnx.TensorProto.FLOAT16 for node in _compute_nodes(converted)):
-        raise UserError(
-            f"no convolution or matrix product of {source} ended in fp16",
-            "at least one of Conv, ConvTranspose, Gemm, MatMul",
-            "leave fp16 out for this network",
+
+class Lowering:
+    """One fp32 graph, to be written in several precisions. `UserError`: it is unreadable or does not run."""
+
+    def __init__(self, source: Path, images: Images) -> None:
+        self.source, self.images = source, images
+        self.model = graph.read_graph(source)
+        graph.name_nodes(self.model)
+        self.feeds = graph.feeds_of(self.model, images.samples, source)
+        if len(self.feeds) != 1:
+            found = graph.listing(graph.inputs_of(self.model))
+            raise UserError(f"{source} has the inputs {found}", "one, the images", "export a classifier")
+        self.layers = layers_of(self.model)
+        weight = {node.name: node.input[1] for node in self.model.graph.node if node.op_type in WEIGHTED}
+        self.weights = {name: weight[name].removesuffix(".weight") for name in self.layers}
+
+    @cached_property
+    def correct(self) -> graph.Array:
+        """bool (N,): which evaluation images the fp32 graph classifies rightly."""
+        return self._classified(self.model)
+
+    @cached_property
+    def _peaks(self) -> dict[str, float]:
+        return peaks(self.model, graph.rows(self.images.samples, graph.fixed_batch(self.model) or 4))
+
+    def write(self, path: Path, precision: Precision, rules: Rules) -> CastGraph:
+        """Writes the graph in `precision` to `path`, the layers that `rules` say in fp32, inputs and outputs in fp32.
+
+        Where `keep_fp32` is auto and not even all layers but one are enough, none stays and `holds` is false.
+        `UserError`: a weight or an activation is beyond 65504 and may not stay in fp32, no layer ends in the
+        precision, a layer of `keep_fp32` is unknown, there is no image, or a converter or ONNX Runtime fails.
+        """
+        try:
+            forced = self._named(rules.keep_fp32) | (self._beyond_fp16(rules) if precision == "fp16" else {})
+            make = self._maker(precision, rules, forced)
+            kept, low = self._search(make, precision, rules, forced)
+            runnable = low if precision == "int8" else rounded(low)
+            correct = self._classified(runnable)
+            difference = self._difference(runnable)
+        except graph.GraphError as error:
+            raise UserError(
+                f"ONNX Runtime fails on {self.source} or its {precision} form: {error}",
+                "a graph that runs",
+                f"leave {precision} out",
+            ) from error
+        self._demand_layers(low, precision)
+        drop = 100 * float(self.correct.mean() - correct.mean())
+        size = graph.write_graph(low, path)
+        return CastGraph(
+            path,
+            precision,
+            graph.opset_of(low),
+            *_counts(low, precision),
+            bytes=size,
+            max_abs_diff=difference,
+            largest=self._largest(low) if precision == "fp16" else None,
+            accuracy=float(correct.mean()),
+            accuracy_fp32=float(self.correct.mean()),
+            drop_pp=drop,
+            images=len(correct),
+            holds=drop <= rules.max_accuracy_drop,
+            kept=kept,
+            measured_by=MEASURED_BY[precision],
         )
-    try:
-        largest = _largest_activation(model, types, graph.rows(samples, fixed or 4), source)
-        sizes = BATCH_SIZES if fixed is None else (fixed,)
-        worst = _difference(model, converted, [graph.rows(samples, size) for size in sizes])
-    except graph.GraphError as error:
-        raise UserError(
-            f"ONNX Runtime fails on {source} or its fp16 form: {error}", "a graph that runs", "leave fp16 out"
-        ) from error
-    size = graph.write_graph(converted, path)
-    return CastGraph(path, "fp16", *counts, size, worst, largest)
 
+    def _maker(self, precision: Precision, rules: Rules, forced: Collection[str]) -> Callable[..., onnx.ModelProto]:
+        """keep -> the graph with those layers, and `forced`, in fp32."""
+        if precision == "int8":
+            ranges = ranges_of(self.source, self.images.calibration(), rules.calibration)
+            return lambda keep: quantise(self.model, ranges, {*keep, *forced}, self.source)
+        half: Half = precision
+        return lambda keep: to_half(self.model, half, {*keep, *forced}, self.source)
 
-def _check_weights(model: onnx.ModelProto, source: Path) -> None:
-    for name, values in _floats(model):
-        finite = np.abs(values[np.isfinite(values)])
-        if finite.size and finite.max() > FP16_MAX:
+    def _search(
+        self, make: Make, precision: Precision, rules: Rules, forced: dict[str, str]
+    ) -> tuple[tuple[Kept, ...], onnx.ModelProto]:
+        """The layers that stay in fp32, and the graph with them there."""
+
+        def runnable(keep: Collection[str]) -> onnx.ModelProto:
+            return make(keep) if precision == "int8" else rounded(make(keep))
+
+        def holds(keep: Collection[str]) -> bool:
+            drop = 100 * float(self.correct.mean() - self._classified(runnable(keep)).mean())
+            return drop <= rules.max_accuracy_drop
+
+        already = tuple(Kept(name, self.weights.get(name, ""), why, None) for name, why in forced.items())
+        if rules.keep_fp32 != "auto" or holds(()):
+            return already, make(())
+        free = [name for name in self.layers if name not in forced]
+        batches = self._ranking_batches()
+        session = graph.open_graph(self.model)
+        ranked = rank(free, runnable, [graph.run_graph(session, feeds) for feeds in batches], batches)
+        count = fewest(len(free) - 1, lambda n: holds([item.layer for item in ranked[:n]]))
+        chosen = ranked[: count or 0]
+        return already + tuple(map(self._sensitive, chosen)), make([item.layer for item in chosen])
+
+    def _sensitive(self, item: LayerError) -> Kept:
+        return Kept(item.layer, self.weights[item.layer], "sensitive", item.error if np.isfinite(item.error) else None)
+
+    def _ranking_batches(self) -> list[graph.Feeds]:
+        """The first calibration images, in batches of 8."""
+        (name,) = self.feeds
+        taken: list[graph.Array] = []
+        for batch in self.images.calibration():
+            taken.append(batch[: RANKED_IMAGES - sum(map(len, taken))])
+            if sum(map(len, taken)) >= RANKED_IMAGES:
+                break
+        rows = np.concatenate(taken) if taken else self.feeds[name]
+        size = graph.fixed_batch(self.model) or 8
+        return [{name: graph.rows(rows[start:], size)} for start in range(0, len(rows), size)]
+
+    def _classified(self, model: onnx.ModelProto) -> graph.Array:
+        session, fixed = graph.open_graph(model), graph.fixed_batch(model)
+        outputs = [spec.name for spec in graph.outputs_of(model)]
+        index = outputs.index("logits") if "logits" in outputs else 0
+        right: list[graph.Array] = []
+        for images, labels in self.images.evaluation():
+            for start in range(0, len(images), fixed or max(len(images), 1)):
+                piece = images[start : start + (fixed or len(images))]
+                logits = graph.run_graph(session, graph.rows(piece, fixed or len(piece)))[index][: len(piece)]
+                finite = ~np.isnan(logits).any(axis=1)
+                right.append((logits.argmax(axis=1) == labels[start : start + len(piece)]) & finite)
+        if not right:
+            raise UserError("no images to measure the accuracy on", "at least one", "check the data section")
+        return np.concatenate(right)
+
+    def _difference(self, runnable: onnx.ModelProto) -> float:
+        full, low = graph.open_graph(self.model), graph.open_graph(runnable)
+        fixed = graph.fixed_batch(self.model)
+        batches = [graph.rows(self.images.samples, n) for n in (BATCH_SIZES if fixed is None else (fixed,))]
+        return max(graph.worst_difference(graph.run_graph(full, x), graph.run_graph(low, x)) for x in batches)
+
+    def _named(self, keep: Literal["auto"] | Sequence[str]) -> dict[str, str]:
+        """Layer -> why, of the layers that the config names by node or by weight."""
+        if keep == "auto":
+            return {}
+        by_name = {name: name for name in self.layers} | {weight: name for name, weight in self.weights.items()}
+        unknown = [name for name in keep if name not in by_name]
+        if unknown:
+            known = ", ".join(sorted(set(self.weights.values()))[:12])
+            expected = f"a layer of {self.source}, e.g. {known}"
+            raise UserError(f"precision.keep_fp32 names {unknown[0]!r}", expected, "name one of them")
+        return {by_name[name]: "precision.keep_fp32" for name in keep}
+
+    def _beyond_fp16(self, rules: Rules) -> dict[str, str]:
+        """Node -> why, of the nodes that read or write values beyond 65504. `UserError` unless `keep_fp32` is auto."""
+        names = {name: f"holds {peak:.6g}" for name, peak in too_large(self.model).items()}
+        reached = {name: peak for name, peak in self._peaks.items() if not peak <= FP16_MAX and name not in names}
+        names |= {name: f"reaches {peak:.6g} on the samples" for name, peak in reached.items()}
+        if names and rules.keep_fp32 != "auto":
+            name, why = next(iter(names.items()))
+            expected = "weights and activations up to 65504, the end of fp16"
+            remedy = "set precision.keep_fp32: auto, or leave fp16 out"
+            raise UserError(f"{name!r} in {self.source} {why}", expected, remedy)
+        return {
+            node.name: f"{name} {names[name]}"
+            for node in self.model.graph.node
+            for name in (*node.input, *node.output)
+            if name in names
+        }
+
+    def _largest(self, low: onnx.ModelProto) -> float:
+        types = value_types(low)
+        low_ones = (peak for name, peak in self._peaks.items() if types.get(name) == TensorProto.FLOAT16)
+        return max(low_ones, default=0.0)
+
+    def _demand_layers(self, low: onnx.ModelProto, precision: Precision) -> None:
+        if not _low_nodes(low, precision, WEIGHTED):
             raise UserError(
-                f"{name!r} in {source} holds {finite.max():.6g}",
-                "values up to 65504, the end of fp16",
-                "leave fp16 out",
+                f"no convolution or matrix product of {self.source} ended in {precision}",
+                f"at least one of {', '.join(WEIGHTED)}",
+                f"leave {precision} out for this network",
             )
 
 
-def _floats(model: onnx.ModelProto) -> Iterator[tuple[str, graph.Array]]:
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            yield tensor.name, onnx.numpy_helper.to_array(tensor)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == onnx.TensorProto.FLOAT:
-                yield node.output[0], onnx.numpy_helper.to_array(attribute.t)
+def _low_nodes(model: onnx.ModelProto, precision: Precision, kinds: Collection[str] | None = None) -> list[str]:
+    """Nodes that compute in the precision: by the type of their output, or by reading a dequantised activation."""
+    if precision == "int8":
+        made = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        low = [n for n in model.graph.node if n.op_type != "DequantizeLinear" and not made.isdisjoint(n.input)]
+    else:
+        types = value_types(model)
+        skipped = ("Cast", "Constant")
+        low = [n for n in model.graph.node if n.op_type not in skipped and types.get(n.output[0]) in LOW]
+    return [node.name for node in low if kinds is None or node.op_type in kinds]
 
 
-def _to_fp16(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
-    import onnx_ir
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    bare = copy.deepcopy(model)
-    real = {spec.name for spec in graph.inputs_of(model)}
-    for value in [value for value in bare.graph.input if value.name not in real]:
-        bare.graph.input.remove(value)  # a weight that is listed as an input would stay fp32, behind a cast
-    bare.ir_version = max(bare.ir_version, 4)  # the first that allows weights outside the inputs
-    try:
-        converted = onnx_ir.from_proto(convert_float_to_float16(bare, keep_io_types=True))
-        converted.graph.sort()  # the converter appends its casts at the end
-        result: onnx.ModelProto = onnx_ir.to_proto(converted)
-        result.graph.ClearField("value_info")
-        onnx.checker.check_model(result, full_check=True)
-    except Exception as error:  # the converter documents no exceptions of its own
-        raise UserError(
-            f"{source} cannot be converted to fp16: {graph.first_line(error)}", "a convertible graph", "leave fp16 out"
-        ) from error
-    return result
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every value that shape inference can tell."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    values = (*inferred.value_info, *inferred.output, *inferred.input)
-    return {value.name: value.type.tensor_type.elem_type for value in values}
-
-
-def _compute_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type in COMPUTE]
-
-
-def _counts(model: onnx.ModelProto, types: dict[str, int]) -> tuple[int, int, int]:
-    """Nodes in fp16, nodes in fp32, casts."""
-    work = [types.get(n.output[0]) for n in model.graph.node if n.op_type not in ("Cast", "Constant")]
-    casts = sum(node.op_type == "Cast" for node in model.graph.node)
-    return work.count(onnx.TensorProto.FLOAT16), work.count(onnx.TensorProto.FLOAT), casts
-
-
-def _largest_activation(model: onnx.ModelProto, types: dict[str, int], images: graph.Array, source: Path) -> float:
-    """Largest magnitude, in the fp32 graph, of the values that are fp16 in the converted one."""
-    names = [
-        name
-        for node in model.graph.node
-        for name in node.output
-        if types.get(name) == onnx.TensorProto.FLOAT16 and node.op_type != "Constant"
-    ]
-    watched = copy.deepcopy(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    largest = 0.0
-    for name, values in zip(names, graph.run_graph(graph.open_graph(watched), images), strict=True):
-        peak = float(np.abs(values).max(initial=0.0))
-        if not peak <= FP16_MAX:
-            raise UserError(
-                f"{name!r} in {source} reaches {peak:.6g} on the samples",
-                "activations up to 65504, the end of fp16",
-                "leave fp16 out, or scale the network down",
-            )
-        largest = max(largest, peak)
-    return largest
-
-
-def _difference(model: onnx.ModelProto, converted: onnx.ModelProto, batches: list[graph.Array]) -> float:
-    full, half = graph.open_graph(model), graph.open_graph(converted)
-    return max(graph.worst_difference(graph.run_graph(full, x), graph.run_graph(half, x)) for x in batches)
+def _counts(model: onnx.ModelProto, precision: Precision) -> tuple[int, int, int, int]:
+    """Nodes in the precision, nodes in fp32, layers in the precision, conversions."""
+    types, low = value_types(model), set(_low_nodes(model, precision))
+    skipped = ("Cast", "Constant", "QuantizeLinear", "DequantizeLinear")
+    work = [n for n in model.graph.node if n.op_type not in skipped and n.name not in low]
+    full = sum(types.get(node.output[0]) == TensorProto.FLOAT for node in work)
+    conversion = "QuantizeLinear" if precision == "int8" else "Cast"
+    conversions = sum(node.op_type == conversion for node in model.graph.node)
+    return len(low), full, len(_low_nodes(model, precision, WEIGHTED)), conversions

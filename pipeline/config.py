@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config_engine import Engine as Engine
 from pipeline.config_engine import Profile as Profile
+from pipeline.config_precision import PrecisionSection as PrecisionSection
 from pipeline.config_publish import Publish
 from pipeline.config_section import Fraction, NonNegative, Positive, Section, impossible, once
 
@@ -143,17 +144,6 @@ class Simplify(Section):
     )
 
 
-class PrecisionSection(Section):
-    graphs: tuple[Literal["fp16"], ...] = Field(
-        default=("fp16",), description="Lower precisions to write graphs for, beside fp32."
-    )
-
-    @model_validator(mode="after")
-    def _listedonce(self) -> Self:
-        once("graphs", self.graphs)
-        return self
-
-
 class Gates(Section):
     max_accuracy_drop: NonNegative = Field(
         default=1.0, description="Largest loss of accuracy against dense, in percentage points."
@@ -233,7 +223,7 @@ class Config(Section):
     def _engines_can_be_built_and_measured(self) -> Self:
         if self.engine.flavour == "none":
             return self
-        if missing := [p for p in self.engine.precisions if p != "fp32" and p not in self.precision.graphs]:
+        if missing := [p for p in self.engine.precisions if p != "fp32" and p not in self.precision.written]:
             raise impossible(
                 "engine.precisions",
                 f"{missing[0]} engines need a {missing[0]} graph, and precision.graphs has none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.best import Best
 from export.build_flags import BuildFlags
 from export.engine_from_onnx import Engine, engine_from_onnx
 from export.flavours import EngineUnavailable, choose, engine_name
 from export.onnx_from_torch import OnnxGraph, onnx_from_torch
-from export.precision import CastGraph, cast
+from export.precision import CastGraph
 from export.proof import Precision
 from export.simplify import Simplified, simplify
 from pipeline import config
@@ -48,10 +50,14 @@ class SimplifiedGraphs:
 
 @dataclass(frozen=True)
 class CastGraphs:
-    """Stage 55: graphs by precision, e.g. `{"fp16": ...}`; empty where the config asks for none."""
+    """Stage 55: graphs by precision, e.g. `{"fp16": ...}`; empty where the config asks for none.
+
+    `best` is the compact network's, None where it was not asked for.
+    """
 
     dense: dict[str, CastGraph]
     compact: dict[str, CastGraph]
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,19 @@ def samples_of(split: Split, count: int = SAMPLES) -> Tensor:
 
 
 def export_graphs(
-    section: config.Onnx, dense: nn.Module, compact: nn.Module, samples: Tensor, metadata: dict[str, str], out: Path
+    section: config.Onnx,
+    dense: nn.Module,
+    compact: nn.Module,
+    samples: Tensor,
+    metadata: dict[str, str],
+    plan_sha256: str,
+    out: Path,
 ) -> Exported:
-    """Write both networks as ONNX; `metadata` goes into both files, with the role of each. Raises UserError."""
+    """Write both networks as ONNX; `metadata` goes into both files, with the role of each and the size of its input,
+    and compact's with the hash of its plan. Raises UserError.
+    """
+    common = {**metadata, "demport.input_size": json.dumps(list(samples.shape[1:]))}
+    own = {"dense": {}, "compact": {"demport.plan_sha256": plan_sha256}}
 
     def graph(role: Role, network: nn.Module) -> OnnxGraph:
         return onnx_from_torch(
@@ -90,7 +106,7 @@ def export_graphs(
             out / f"{role}.onnx",
             opset=section.opset,
             max_abs_diff=section.max_abs_diff,
-            metadata={**metadata, "demport.role": role},
+            metadata={**common, **own[role], "demport.role": role},
         )
 
     return Exported(graph("dense", dense), graph("compact", compact))
@@ -108,20 +124,6 @@ def simplify_graphs(section: config.Simplify, exported: Exported, samples: Tenso
         return Simplified(path, "original", nodes, nodes, 0.0, {"every simplifier": "simplify.enabled is false"})
 
     return SimplifiedGraphs(graph(exported.dense.path), graph(exported.compact.path))
-
-
-def cast_graphs(section: config.PrecisionSection, graphs: SimplifiedGraphs, samples: Tensor, out: Path) -> CastGraphs:
-    """Write both graphs in each lower precision: `dense.fp16.onnx`, ... Raises UserError."""
-
-    def casts(source: Path) -> dict[str, CastGraph]:
-        return {
-            precision: cast(
-                source, out / f"{source.stem}.{precision}.onnx", precision=precision, samples=_array(samples)
-            )
-            for precision in section.graphs
-        }
-
-    return CastGraphs(casts(graphs.dense.path), casts(graphs.compact.path))
 
 
 def build_engines(

@@ -77,11 +77,18 @@ def line(task: Task, content: Mapping[str, str], work: Workspace) -> Iterator[Do
     yield demp
     cut = stage("30-surgery", steps.surgery, demp, libraries="torch", inputs=_timed_in_surgery(task))
     yield cut
-    exported = stage("40-onnx", steps.onnx, dense, cut, libraries="torch onnx onnxscript")
+    exported = stage("40-onnx", steps.onnx, dense, cut, libraries="torch onnx onnxscript", code=2)
     yield exported
-    simplified = stage("50-simplify", steps.simplify, exported, libraries="onnx onnxsim")
+    simplified = stage("50-simplify", steps.simplify, exported, libraries="onnx onnxsim onnxslim")
     yield simplified
-    casts = stage("55-precision", steps.precision, simplified, libraries="onnx")
+    casts = stage(
+        "55-precision",
+        steps.precision,
+        simplified,
+        libraries="onnx onnxruntime",
+        inputs=_timed_for_best(task),
+        code=2,
+    )
     yield casts
     engines = stage(
         "60-engine",
@@ -225,6 +232,13 @@ def _timed_in_surgery(task: Task) -> dict[str, Any]:
         return {}
     timing = task.config.check.model_dump(mode="json", include={"gate_batch", "threads", "time_limit_s"})
     return {"timing": timing, "machine": machine.fingerprint(), "device": task.device}
+
+
+def _timed_for_best(task: Task) -> dict[str, Any]:
+    """What `best` depends on beside the graphs."""
+    if "best" not in task.config.precision.graphs:
+        return {}
+    return {"machine": machine.fingerprint(), "device": task.device}
 
 
 def _gpu() -> str | None:

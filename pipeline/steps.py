@@ -113,7 +113,8 @@ def onnx(task: Task, trained: Done, cut: Done, out: Path) -> Exported:
         "demport.scale": json.dumps(data.scale),
     }
     pair = dense_network(task, trained), compact_network(cut)
-    return export_graphs(task.config.onnx, *pair, samples_of(data.test), metadata, out)
+    plan = sha256(cut.folder / "plan.json")
+    return export_graphs(task.config.onnx, *pair, samples_of(data.test), metadata, plan, out)
 
 
 def simplify(task: Task, exported: Done, out: Path) -> SimplifiedGraphs:
@@ -123,10 +124,11 @@ def simplify(task: Task, exported: Done, out: Path) -> SimplifiedGraphs:
 
 
 def precision(task: Task, simplified: Done, out: Path) -> CastGraphs:
-    from pipeline.exporting import SimplifiedGraphs, cast_graphs, samples_of
+    from pipeline.exporting import SimplifiedGraphs
+    from pipeline.lowering import lower_graphs
 
     graphs = simplified.result(SimplifiedGraphs)
-    return cast_graphs(task.config.precision, graphs, samples_of(task.data().test), out)
+    return lower_graphs(task.config.precision, graphs, task.data(), task.device, out, task.progress)
 
 
 def engine(task: Task, cut: Done, simplified: Done, casts: Done, out: Path) -> Engines:

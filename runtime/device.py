@@ -16,7 +16,7 @@ from typing import Any
 
 LIBRARIES = (
     "demport", "numpy", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
-    "onnxsim", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "safetensors",
+    "onnxsim", "onnxslim", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "safetensors",
 )  # fmt: skip
 
 

@@ -69,3 +69,42 @@ def conv_net(
     ]
     axes = {"axes": np.array([2, 3], np.int64)}
     return save(path, nodes, {**weights, **axes}, batch=batch, shape=(3, side, side), classes=classes)
+
+
+def residual_net(path: Path, *, loud: float = 1.0, batch: int | str = "batch") -> Path:
+    """Conv, Relu, MaxPool, Conv, Relu, Conv + the pooled values, Relu, mean, Gemm: 4 layers, one residual addition.
+
+    `loud` scales one of the eight channels of conv2's weight, and conv3 takes that scale out again: the function stays,
+    but one scale for all of r2 cannot hold both the loud channel and the others. The bias makes the classes about as
+    frequent as each other on `images`.
+    """
+    drawn = np.random.default_rng(1)
+
+    def weight(*shape: int) -> Floats:
+        values: Floats = (drawn.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        return values
+
+    weights: dict[str, Array] = {
+        "layer1.weight": weight(8, 3, 3, 3),
+        "layer2.weight": weight(8, 8, 3, 3),
+        "layer3.weight": weight(8, 8, 1, 1),
+        "head.weight": weight(5, 8),
+        "head.bias": np.array([-2.0456, -0.8296, -0.4958, -0.975, -0.8605], np.float32),
+        "axes": np.array([2, 3], np.int64),
+    }
+    weights["layer2.weight"][0] *= loud
+    weights["layer3.weight"][:, 0] /= loud
+    conv: dict[str, Any] = {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    nodes = [
+        helper.make_node("Conv", ["input", "layer1.weight"], ["c1"], name="conv1", **conv),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2], name="pool"),
+        helper.make_node("Conv", ["p1", "layer2.weight"], ["c2"], name="conv2", **conv),
+        helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
+        helper.make_node("Conv", ["r2", "layer3.weight"], ["c3"], kernel_shape=[1, 1], name="conv3"),
+        helper.make_node("Add", ["c3", "p1"], ["a3"], name="add"),
+        helper.make_node("Relu", ["a3"], ["r3"], name="relu3"),
+        helper.make_node("ReduceMean", ["r3", "axes"], ["m"], keepdims=0, name="mean"),
+        helper.make_node("Gemm", ["m", "head.weight", "head.bias"], ["logits"], transB=1, name="head"),
+    ]
+    return save(path, nodes, weights, batch=batch)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
 from export.flavours import EngineUnavailable
+from export.precision import Images, Lowering, Rules
 from pipeline import config, exporting
-from pipeline.exporting import Engines, SimplifiedGraphs, build_engines, cast_graphs, export_graphs, simplify_graphs
+from pipeline.exporting import CastGraphs, Engines, SimplifiedGraphs, build_engines, export_graphs, simplify_graphs
 from pipeline.progress import Silent
 
 
@@ -27,7 +29,7 @@ SAMPLES = torch.rand(8, 1, 8, 8)
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> SimplifiedGraphs:
     exported, simplified = tmp_path_factory.mktemp("40-onnx"), tmp_path_factory.mktemp("50-simplify")
-    pair = export_graphs(config.Onnx(), network(4), network(2), SAMPLES, {"demport.model": "two"}, exported)
+    pair = export_graphs(config.Onnx(), network(4), network(2), SAMPLES, {"demport.model": "two"}, "0" * 64, exported)
     return simplify_graphs(config.Simplify(), pair, SAMPLES, simplified)
 
 
@@ -39,30 +41,38 @@ def test_each_file_holds_the_network_its_name_says(graphs: SimplifiedGraphs) -> 
 
 
 def test_metadata_names_model_and_role(tmp_path: Path) -> None:
-    pair = export_graphs(config.Onnx(opset=19), network(4), network(2), SAMPLES, {"demport.model": "two"}, tmp_path)
+    pair = export_graphs(
+        config.Onnx(opset=19), network(4), network(2), SAMPLES, {"demport.model": "two"}, "f0" * 32, tmp_path
+    )
     told = {entry.key: entry.value for entry in onnx.load(pair.compact.path).metadata_props}
-    assert told.items() >= {"demport.model": "two", "demport.role": "compact"}.items()
+    assert (
+        told.items() >= {"demport.model": "two", "demport.role": "compact", "demport.input_size": "[1, 8, 8]"}.items()
+    )
+    assert told["demport.plan_sha256"] == "f0" * 32
+    assert "demport.plan_sha256" not in {entry.key for entry in onnx.load(pair.dense.path).metadata_props}
     assert (pair.dense.opset, pair.compact.opset) == (19, 19)
 
 
 def test_simplify_off_keeps_the_bytes_and_says_so(graphs: SimplifiedGraphs, tmp_path: Path) -> None:
-    pair = export_graphs(config.Onnx(), network(4), network(2), SAMPLES, {}, tmp_path)
+    pair = export_graphs(config.Onnx(), network(4), network(2), SAMPLES, {}, "0" * 64, tmp_path)
     (tmp_path / "out").mkdir()
     kept = simplify_graphs(config.Simplify(enabled=False), pair, SAMPLES, tmp_path / "out")
     assert kept.dense.path.read_bytes() == pair.dense.path.read_bytes()
-    assert (kept.dense.used, kept.dense.reason) == ("original", "simplify.enabled is false")
+    assert (kept.dense.used, *kept.dense.refused.values()) == ("original", "simplify.enabled is false")
     assert kept.compact.nodes_before == kept.compact.nodes_after == pair.compact.nodes
 
 
-def test_lower_precisions_are_those_of_the_section(graphs: SimplifiedGraphs, tmp_path: Path) -> None:
-    none = cast_graphs(config.PrecisionSection(graphs=()), graphs, SAMPLES, tmp_path)
-    assert none.dense == none.compact == {} and not list(tmp_path.iterdir())
-    half = cast_graphs(config.PrecisionSection(), graphs, SAMPLES, tmp_path)
-    assert half.dense["fp16"].path == tmp_path / "dense.fp16.onnx" and half.compact["fp16"].nodes_fp16 > 0
+def lowered(graphs: SimplifiedGraphs, out: Path) -> CastGraphs:
+    """Both in fp16, judged on labels that mean nothing."""
+    x, labels = SAMPLES.numpy(), np.zeros(len(SAMPLES), np.int64)
+    images = Images(x, lambda: [x], lambda: [(x, labels)])
+    pairs = ((role, graph.path) for role, graph in (("dense", graphs.dense), ("compact", graphs.compact)))
+    made = {role: Lowering(path, images).write(out / f"{role}.fp16.onnx", "fp16", Rules(100.0)) for role, path in pairs}
+    return CastGraphs({"fp16": made["dense"]}, {"fp16": made["compact"]})
 
 
 def engines(section: config.Engine, graphs: SimplifiedGraphs, tmp_path: Path) -> Engines:
-    casts = cast_graphs(config.PrecisionSection(), graphs, SAMPLES, tmp_path)
+    casts = lowered(graphs, tmp_path)
     return build_engines(section, graphs, casts, "0" * 64, tmp_path, Silent())
 
 

@@ -1,0 +1,193 @@
+"""int8 written into a graph as pairs of QuantizeLinear and DequantizeLinear, where TensorRT wants them.
+
+Ranges and pairs come from ONNX Runtime's quantiser (calibrators and `QDQQuantizer`). Symmetric, zero point 0, one scale
+for an activation and one for each output channel of a weight. Pairs stand at the inputs of weighted layers and at both
+inputs of residual additions, not at the outputs of layers: there TensorRT fuses bias, addition and ReLU into the
+convolution. Biases stay fp32, which TensorRT demands.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from export import graph
+from runtime.errors import UserError
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+OPERATORS = (*WEIGHTED, "Add")
+PIECE = 4  # images whose activations are in memory at once while histograms are taken
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How activation ranges are found. `percentile` (of the magnitudes) belongs to the method of that name."""
+
+    method: Literal["minmax", "percentile", "entropy"] = "percentile"
+    percentile: float = 99.99
+
+
+def layers_of(model: onnx.ModelProto) -> list[str]:
+    """Names of the layers whose precision decides speed and size, in their order: those with a constant weight."""
+    constant = _constants(model)
+    return [n.name for n in model.graph.node if n.op_type in WEIGHTED and n.input[1] in constant]
+
+
+def residual_adds(model: onnx.ModelProto) -> list[str]:
+    """Names of the additions of two activations."""
+    constant = _constants(model)
+    return [n.name for n in model.graph.node if n.op_type == "Add" and constant.isdisjoint(n.input)]
+
+
+def ranges_of(source: Path, batches: Iterable[graph.Array], calibration: Calibration) -> Any:
+    """ONNX Runtime's `TensorsData` of all activations around the layers, from `batches` (B, ...) of the only input.
+
+    `UserError`: there are no images, or ONNX Runtime does not run the graph.
+    """
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    method = {
+        "minmax": CalibrationMethod.MinMax,
+        "percentile": CalibrationMethod.Percentile,
+        "entropy": CalibrationMethod.Entropy,
+    }[calibration.method]
+    options: dict[str, Any] = {"symmetric": True}
+    if calibration.method == "percentile":
+        options["percentile"] = calibration.percentile
+    name = graph.inputs_of(graph.read_graph(source))[0].name
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            calibrator = create_calibrator(
+                str(source),
+                list(OPERATORS),
+                augmented_model_path=str(Path(folder) / "augmented.onnx"),
+                calibrate_method=method,
+                extra_options=options,
+            )
+            pieces = 0
+            for piece in _pieces(batches, PIECE if calibration.method != "minmax" else None):
+                calibrator.collect_data(_Reader(name, piece))
+                pieces += 1
+            if not pieces:
+                raise UserError("no images for calibration", "at least one training image", "check the data section")
+            return calibrator.compute_data()
+        except UserError:
+            raise
+        except Exception as error:  # the calibrators raise ValueError and whatever ONNX Runtime does
+            raise UserError(
+                f"{source} cannot be calibrated: {graph.first_line(error)}", "a graph that runs", "leave int8 out"
+            ) from error
+
+
+def quantise(model: onnx.ModelProto, ranges: Any, keep: Collection[str], source: Path) -> onnx.ModelProto:
+    """`model` with pairs at every layer but those in `keep`, and at the residual additions that follow a layer in int8.
+
+    A node that is not quantised reads the values as they were, also where another reader has a pair.
+    `UserError`: the quantiser fails.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    layers = [name for name in layers_of(model) if name not in keep]
+    chosen = layers + _adds_after(model, set(layers))
+    if not chosen:
+        return copy.deepcopy(model)
+    try:
+        quantiser = QDQQuantizer(
+            copy.deepcopy(model),
+            True,  # one scale for each output channel of a weight
+            False,
+            QuantType.QInt8,
+            QuantType.QInt8,
+            ranges,
+            chosen,
+            [],
+            list(OPERATORS),
+            {
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": list(OPERATORS),
+            },
+        )
+        quantiser.quantize_model()
+        quantiser.model.topological_sort()
+        result: onnx.ModelProto = quantiser.model.model
+        _read_unquantised(result, set(chosen))
+        result.ClearField("metadata_props")
+        result.metadata_props.extend(model.metadata_props)
+        result.producer_name, result.producer_version = model.producer_name, model.producer_version
+        onnx.checker.check_model(result, full_check=True)
+    except Exception as error:  # the quantiser documents no exceptions of its own
+        raise UserError(
+            f"{source} cannot be quantised: {graph.first_line(error)}", "a graph in fp32", "leave int8 out"
+        ) from error
+    return result
+
+
+def _adds_after(model: onnx.ModelProto, layers: set[str]) -> list[str]:
+    """Residual additions one side of which comes from a layer in `layers`, activations and the like in between."""
+    producer = {name: node for node in model.graph.node for name in node.output}
+    passed = ("Relu", "Clip", "LeakyRelu", "BatchNormalization", "Mul", "Sigmoid", "Add")
+
+    def from_layer(name: str, steps: int = 8) -> bool:
+        node = producer.get(name)
+        if node is None or steps == 0:
+            return False
+        return node.name in layers or (node.op_type in passed and from_layer(node.input[0], steps - 1))
+
+    wanted = set(residual_adds(model))
+    return [n.name for n in model.graph.node if n.name in wanted and any(map(from_layer, n.input))]
+
+
+def _read_unquantised(model: onnx.ModelProto, chosen: set[str]) -> None:
+    """Gives nodes outside `chosen` back the values that the quantiser put a pair behind; drops pairs nobody reads."""
+    producer = {name: node for node in model.graph.node for name in node.output}
+
+    def raw(name: str) -> str:
+        dequantise = producer.get(name)
+        if dequantise is None or dequantise.op_type != "DequantizeLinear":
+            return name
+        quantiser = producer.get(dequantise.input[0])
+        return name if quantiser is None or quantiser.op_type != "QuantizeLinear" else quantiser.input[0]
+
+    for node in model.graph.node:
+        if node.name not in chosen and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            for index, name in enumerate(node.input):
+                node.input[index] = raw(name)
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+        kept = [node for node in model.graph.node if node.op_type != kind or node.output[0] in read]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+    read = {name for node in model.graph.node for name in node.input}
+    weights = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
+
+
+def _constants(model: onnx.ModelProto) -> set[str]:
+    made = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    return made | {tensor.name for tensor in model.graph.initializer}
+
+
+def _pieces(batches: Iterable[graph.Array], size: int | None) -> Iterator[graph.Array]:
+    for batch in batches:
+        for start in range(0, len(batch), size or max(len(batch), 1)):
+            yield batch[start : start + (size or len(batch))]
+
+
+class _Reader:
+    """What a calibrator reads: one piece, then None."""
+
+    def __init__(self, name: str, piece: graph.Array) -> None:
+        self._left = [{name: piece}]
+
+    def get_next(self) -> graph.Feeds | None:
+        return self._left.pop() if self._left else None

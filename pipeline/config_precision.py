@@ -1,0 +1,62 @@
+"""The section `precision` of the config: which lower precisions are written into graphs, and what they may cost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config_section import NonNegative, Positive, Section, impossible, once
+
+Lower = Literal["fp16", "bf16", "int8"]
+ALL: tuple[Lower, ...] = ("fp16", "bf16", "int8")
+
+
+class Calibration(Section):
+    method: Literal["minmax", "percentile", "entropy"] = Field(
+        default="percentile", description="How int8 ranges of activations follow from the training images."
+    )
+    percentile: Annotated[float, Field(gt=50.0, le=100.0)] = Field(
+        default=99.99, description="Share of the magnitudes inside the range, in percent; for that method."
+    )
+    images: Positive = Field(default=256, description="Training images to calibrate on.")
+
+
+class PrecisionSection(Section):
+    graphs: tuple[Literal["fp16", "bf16", "int8", "best"], ...] = Field(
+        default=("fp16",),
+        description="Lower precisions to write graphs for, beside fp32. best: time them (all three where no other is "
+        "listed) and name the fastest within `max_accuracy_drop`.",
+    )
+    max_accuracy_drop: NonNegative = Field(
+        default=1.0, description="Percentage points a graph may lose against its own fp32 one."
+    )
+    keep_fp32: Literal["auto"] | tuple[str, ...] = Field(
+        default="auto",
+        description="Layers that stay in fp32, by the name of their weight; auto: the most sensitive, as few as hold "
+        "`max_accuracy_drop`.",
+    )
+    evaluation_images: Positive = Field(default=2000, description="Images of the test split that decide, at most.")
+    calibration: Calibration = Field(default_factory=Calibration, description="Ranges for int8.")
+    best_batch: Positive = Field(default=32, description="Batch size that `best` times.")
+    best_threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="Threads that `best` times with.")
+
+    @property
+    def written(self) -> tuple[Lower, ...]:
+        """The precisions graphs are written in."""
+        listed = tuple(name for name in self.graphs if name != "best")
+        return ALL if self.graphs == ("best",) else listed
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        once("graphs", self.graphs)
+        if self.keep_fp32 != "auto":
+            once("keep_fp32", self.keep_fp32)
+            if not self.written and self.keep_fp32:
+                raise impossible(
+                    "keep_fp32",
+                    "keep_fp32 names layers, and no lower precision is written",
+                    "expected a precision in graphs",
+                    "list one, or remove keep_fp32",
+                )
+        return self

@@ -1,0 +1,166 @@
+"""int8 graphs: where the pairs stand, what their scales are, and values worked out in NumPy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from export.quantise import Calibration, layers_of, quantise, ranges_of, residual_adds
+from runtime.errors import UserError
+from tests.export.graphs import Array, Floats, images, residual_net, save
+from tests.export.lowered import lower, run
+
+
+def quantised(tmp_path: Path, keep: tuple[str, ...] = (), method: str = "minmax") -> onnx.ModelProto:
+    source = residual_net(tmp_path / "net.onnx")
+    calibration = Calibration(method)  # type: ignore[arg-type]  # parametrised
+    return quantise(onnx.load(str(source)), ranges_of(source, [images(32)], calibration), keep, source)
+
+
+def reads(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Node -> its inputs: `q(x)` for a value behind a pair, `w(x)` for a weight behind a DequantizeLinear, else x."""
+    made = {name: node for node in model.graph.node for name in node.output}
+
+    def shown(name: str) -> str:
+        dequantise = made.get(name)
+        if dequantise is None or dequantise.op_type != "DequantizeLinear":
+            return name
+        pair = made.get(dequantise.input[0])
+        return f"q({pair.input[0]})" if pair else f"w({dequantise.input[0].removesuffix('_quantized')})"
+
+    skipped = ("QuantizeLinear", "DequantizeLinear")
+    return {node.name: [shown(n) for n in node.input] for node in model.graph.node if node.op_type not in skipped}
+
+
+def test_pairs_stand_where_tensorrt_wants_them(tmp_path: Path) -> None:
+    """At the inputs of layers and both inputs of the addition; nowhere between a layer and its ReLU; biases in fp32."""
+    told = reads(quantised(tmp_path))
+    assert told["conv1"] == ["q(input)", "w(layer1.weight)"]
+    assert told["conv2"] == ["q(p1)", "w(layer2.weight)"]
+    assert told["conv3"] == ["q(r2)", "w(layer3.weight)"]
+    assert told["add"] == ["q(c3)", "q(p1)"]
+    assert told["head"] == ["q(m)", "w(head.weight)", "head.bias"]
+    assert (told["relu1"], told["pool"], told["relu2"], told["mean"]) == (["c1"], ["r1"], ["c2"], ["r3", "axes"])
+
+
+def test_scales_are_symmetric_and_per_output_channel(tmp_path: Path) -> None:
+    model = quantised(tmp_path)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    source = onnx.load(str(tmp_path / "net.onnx"))
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scale, zero = values[node.input[1]], values[node.input[2]]
+        assert zero.dtype == np.int8 and not zero.any()
+        assert scale.shape == ((8,) if "layer" in node.input[0] else (5,) if "head" in node.input[0] else ())
+    for tensor in source.graph.initializer:
+        if tensor.name.endswith(".weight"):
+            exact = numpy_helper.to_array(tensor)
+            peaks = np.abs(exact.reshape(len(exact), -1)).max(1)
+            np.testing.assert_allclose(values[f"{tensor.name}_scale"], peaks / 127, rtol=0.01)
+            assert values[f"{tensor.name}_quantized"].dtype == np.int8
+    (pair,) = (n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "input")
+    np.testing.assert_allclose(values[pair.input[1]], np.abs(images(32)).max() / 127, rtol=0.01)
+
+
+def test_a_kept_layer_reads_what_it_read_before(tmp_path: Path) -> None:
+    told = reads(quantised(tmp_path, keep=("conv2", "conv1")))
+    assert told["conv2"] == ["p1", "layer2.weight"]
+    assert told["conv1"] == ["input", "layer1.weight"]
+    assert told["add"] == ["q(c3)", "q(p1)"]
+    model = quantised(tmp_path, keep=("conv1", "conv2", "conv3", "head"))
+    assert reads(model) == reads(onnx.load(str(tmp_path / "net.onnx")))
+    assert Counter(node.op_type for node in model.graph.node)["QuantizeLinear"] == 0
+    assert {t.name for t in model.graph.initializer} == {
+        t.name for t in onnx.load(str(tmp_path / "net.onnx")).graph.initializer
+    }
+
+
+def test_values_of_one_product_by_hand(tmp_path: Path) -> None:
+    """x ~ sx * round(x / sx), w ~ sw * round(w / sw) for each of its five columns; the sums in float64."""
+    w = np.random.default_rng(5).standard_normal((192, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], name="flat"),
+        helper.make_node("MatMul", ["flat", "w"], ["logits"], name="product"),
+    ]
+    source = save(tmp_path / "net.onnx", nodes, {"w": w})
+    x = images(16)
+    made = lower(source, tmp_path / "low.onnx", "int8", x)
+
+    def fake(values: Array, scale: Array) -> Array:
+        return np.asarray(np.clip(np.rint(values / scale), -128, 127) * scale)
+
+    flat = x.reshape(16, -1).astype(np.float64)
+    values = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in onnx.load(str(made.path)).graph.initializer}
+    scale = {name.removesuffix("_scale"): value for name, value in values.items() if name.endswith("_scale")}
+    assert set(scale) == {"flat", "w"}
+    expected = fake(flat, scale["flat"]) @ fake(w.astype(np.float64), scale["w"])
+    np.testing.assert_allclose(run(made.path, x), expected, atol=1e-4)
+    assert np.abs(expected - flat @ w).max() > 0.01
+    assert (made.layers, made.nodes_low, made.conversions) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "covered"),
+    [(Calibration("minmax"), 4.06), (Calibration("percentile", 90.0), 1.645), (Calibration("percentile"), 4.06)],
+    ids=["minmax", "percentile 90", "percentile 99.99"],
+)
+def test_ranges_of_the_normal_distribution(tmp_path: Path, calibration: Calibration, covered: float) -> None:
+    """90 % of it lie within 1.645; the largest of 6,144 is 4.06 here, and 99.99 % leave none of so few out."""
+    source = residual_net(tmp_path / "net.onnx")
+    assert np.abs(images(32)).max() == pytest.approx(4.06, abs=0.01)
+    ends = np.array(ranges_of(source, [images(32)], calibration).data["input"].range_value, np.float64)
+    assert ends.size == 2
+    assert np.abs(ends).max() == pytest.approx(covered, rel=0.03)
+
+
+def test_entropy_stays_within_the_largest(tmp_path: Path) -> None:
+    source = residual_net(tmp_path / "net.onnx")
+    x = images(64)
+    x[0, 0, 0, 0] = 30.0  # one value far from all others
+    cut, whole = (
+        float(np.abs(np.array(ranges_of(source, [x], calibration).data["input"].range_value, np.float64)).max())
+        for calibration in (Calibration("entropy"), Calibration("minmax"))
+    )
+    assert whole == pytest.approx(30.0)
+    assert 2.0 < cut <= whole
+
+
+def test_batches_in_pieces_give_the_same_ranges(tmp_path: Path) -> None:
+    source = residual_net(tmp_path / "net.onnx")
+    x: Floats = images(10)
+    for method in ("minmax", "percentile"):
+        whole = ranges_of(source, [x], Calibration(method))
+        parts = ranges_of(source, [x[:3], x[3:]], Calibration(method))
+        assert set(whole.data) == set(parts.data) >= {"input", "p1", "c3", "r2", "m"}
+        for name, item in whole.data.items():
+            np.testing.assert_allclose(item.range_value[1], parts.data[name].range_value[1], rtol=0.05)
+
+
+def test_no_images_is_a_clear_error(tmp_path: Path) -> None:
+    source = residual_net(tmp_path / "net.onnx")
+    with pytest.raises(UserError, match="no images for calibration; at least one training image"):
+        ranges_of(source, [], Calibration())
+    with pytest.raises(UserError, match=r"net\.onnx cannot be calibrated: .*Got invalid dimensions"):
+        ranges_of(source, [images(2, side=9)], Calibration("minmax"))
+
+
+def test_layers_are_those_with_weights(tmp_path: Path) -> None:
+    model = onnx.load(str(residual_net(tmp_path / "net.onnx")))
+    assert layers_of(model) == ["conv1", "conv2", "conv3", "head"]
+    assert residual_adds(model) == ["add"]
+
+
+def test_metadata_and_the_given_graph_stay(tmp_path: Path) -> None:
+    source = residual_net(tmp_path / "net.onnx")
+    model = onnx.load(str(source))
+    before = model.SerializeToString()
+    made = quantise(model, ranges_of(source, [images(4)], Calibration("minmax")), (), source)
+    assert model.SerializeToString() == before
+    assert [(item.key, item.value) for item in made.metadata_props] == [("plan", "abc")]
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"

@@ -1,0 +1,134 @@
+"""Stage 55 on two small networks: which graphs are written, on which images, and which one is named best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export.precision import CastGraph, Lowering
+from pipeline import config
+from pipeline.data import Dataset
+from pipeline.data.arrays import dataset
+from pipeline.data.sources import Raw
+from pipeline.exporting import CastGraphs, SimplifiedGraphs, export_graphs, samples_of, simplify_graphs
+from pipeline.lowering import images_of, lower_graphs
+from pipeline.progress import Silent
+
+
+def images(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """8x8 pictures of one bright row: the class is its index."""
+    drawn = np.random.default_rng(seed)
+    labels = np.sort(drawn.integers(0, 4, count))
+    pixels = drawn.integers(0, 60, (count, 8, 8)).astype(np.uint8)
+    pixels[np.arange(count), labels] += 150
+    return pixels, labels
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    (x, y), (u, v) = images(300, 0), images(120, 1)
+    raw = Raw("test", x, y, u, v, ("0", "1", "2", "3"))
+    return dataset(raw, None, "mark")
+
+
+def network(width: int, data: Dataset) -> nn.Module:
+    """Trained in a few full-batch steps: over 95 % of the test split."""
+    torch.manual_seed(width)
+    layers = nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 4))
+    optimizer = torch.optim.Adam(layers.parameters(), lr=0.02)
+    ((x, y),) = data.train.batches(len(data.train))
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(layers(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return layers.eval()
+
+
+@pytest.fixture(scope="module")
+def graphs(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> SimplifiedGraphs:
+    exported, simplified = tmp_path_factory.mktemp("40-onnx"), tmp_path_factory.mktemp("50-simplify")
+    samples = samples_of(data.test)
+    pair = export_graphs(config.Onnx(), network(8, data), network(4, data), samples, {}, "0" * 64, exported)
+    return simplify_graphs(config.Simplify(), pair, samples, simplified)
+
+
+def lowered(given: SimplifiedGraphs, data: Dataset, out: Path, **section: object) -> CastGraphs:
+    return lower_graphs(config.PrecisionSection.model_validate(section), given, data, "cpu", out, Silent())
+
+
+def test_none_asked_for_writes_nothing(graphs: SimplifiedGraphs, data: Dataset, tmp_path: Path) -> None:
+    none = lowered(graphs, data, tmp_path, graphs=())
+    assert none == CastGraphs({}, {}, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_precision_of_each_network(graphs: SimplifiedGraphs, data: Dataset, tmp_path: Path) -> None:
+    made = lowered(graphs, data, tmp_path, graphs=("int8", "bf16"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "compact.bf16.onnx", "compact.int8.onnx", "dense.bf16.onnx", "dense.int8.onnx"
+    ]  # fmt: skip
+    assert made.best is None
+    for graph in (*made.dense.values(), *made.compact.values()):
+        assert graph.images == len(data.test) == 120
+        assert graph.accuracy_fp32 > 0.9 and graph.holds and graph.drop_pp <= 1.0
+        assert (graph.layers, graph.kept) == (2, ())
+    assert made.dense["int8"].bytes > made.compact["int8"].bytes
+
+
+def test_best_names_one_of_those_that_hold(graphs: SimplifiedGraphs, data: Dataset, tmp_path: Path) -> None:
+    made = lowered(graphs, data, tmp_path, graphs=("best",), best_batch=4, best_threads=1)
+    assert made.best is not None
+    assert set(made.compact) == {"fp16", "bf16", "int8"}
+    told = {item.precision: item for item in made.best.candidates}
+    assert set(told) == {"fp32", "fp16", "bf16", "int8"}
+    assert "Conv" in str(told["bf16"].reason) and told["bf16"].p50_ms is None
+    assert (made.best.batch, made.best.threads, made.best.device) == (4, 1, "cpu")
+    chosen = told[made.best.precision]
+    assert chosen.p50_ms is not None and (chosen.ci95 is None or chosen.ci95[0] > 1)
+
+
+def test_calibration_takes_training_images_and_judgement_test_images(data: Dataset) -> None:
+    section = config.PrecisionSection.model_validate({"calibration": {"images": 70}, "evaluation_images": 50})
+    given = images_of(section, data)
+    calibration = np.concatenate(list(given.calibration()))
+    ((train, _),), ((test, labels),) = data.train.batches(300), data.test.batches(120)
+    assert (
+        calibration.shape == (70, 1, 8, 8) and np.isin(calibration.sum((1, 2, 3)), train.numpy().sum((1, 2, 3))).all()
+    )
+    x, y = (np.concatenate(part) for part in zip(*given.evaluation(), strict=True))
+    assert x.shape == (50, 1, 8, 8) and len(set(y.tolist())) == 4  # the split is sorted by class
+    rows = [int(np.flatnonzero((test.numpy() == row).all((1, 2, 3)))[0]) for row in x]
+    assert len(set(rows)) == 50
+    np.testing.assert_array_equal(labels.numpy()[rows], y)
+    again = np.concatenate([images for images, _ in given.evaluation()])
+    np.testing.assert_array_equal(again, x)
+
+
+def test_a_split_smaller_than_asked_for_is_taken_whole(data: Dataset) -> None:
+    given = images_of(config.PrecisionSection(), data)
+    assert sum(map(len, given.calibration())) == 256
+    assert sum(len(x) for x, _ in given.evaluation()) == 120
+
+
+def test_a_graph_that_does_not_hold_is_said_and_is_never_best(
+    graphs: SimplifiedGraphs, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(Silent, "note", lambda self, text: notes.append(text))
+    write = Lowering.write
+
+    def worse(self: Lowering, path: Path, precision: str, rules: object) -> CastGraph:
+        made = write(self, path, precision, rules)  # type: ignore[arg-type]
+        return CastGraph(**{**vars(made), "drop_pp": 7.5, "holds": False})
+
+    monkeypatch.setattr(Lowering, "write", worse)
+    made = lowered(graphs, data, tmp_path, graphs=("int8", "best"), best_batch=2)
+    assert notes[:2] == [f"{role}.int8: loses 7.50 points, 1 allowed" for role in ("dense", "compact")]
+    assert made.best is not None and made.best.precision == "fp32"
+    told = {item.precision: item.reason for item in made.best.candidates}
+    assert told == {"fp32": None, "int8": "loses 7.50 points, 1 allowed"}
