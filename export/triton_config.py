@@ -98,14 +98,17 @@ def signature_of_engine(engine: Manifest, max_batch: int | None = None) -> Signa
     profiles = len(engine.profiles)
     if not _batched(inputs):
         return Signature("tensorrt_plan", inputs, outputs, 0, (), profiles)
+    ranges = [limits for profile in engine.profiles for limits in profile.values()]
+    if any(not limits.min or not limits.opt or not limits.max for limits in ranges):
+        raise UserError(f"{engine.file} has a profile without a batch", "batches in every profile", "build it again")
     reach = _reach(engine.profiles)
     if reach < 1:
-        smallest = min(limits.min[0] for profile in engine.profiles for limits in profile.values())
+        smallest = min((limits.min[0] for limits in ranges), default=0)
         raise UserError(
             f"{engine.file} takes batches from {smallest}", "batches from 1", "build it with engine.profile.min = 1"
         )
     largest = min(reach, max_batch or reach)
-    opts = sorted({limits.opt[0] for profile in engine.profiles for limits in profile.values()})
+    opts = sorted({limits.opt[0] for limits in ranges})
     preferred = tuple(size for size in opts if 1 < size <= largest)
     return Signature("tensorrt_plan", inputs, outputs, largest, preferred, profiles)
 

@@ -89,7 +89,7 @@ def read_unverified(folder: Path) -> dict[str, Any] | None:
     """The content of stage.json without hashing the files; None where it is missing or unreadable."""
     try:
         content = json.loads((folder / NAME).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -147,7 +147,7 @@ def _problem(folder: Path, content: Mapping[str, Any]) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != told["bytes"] or sha256(path) != told["sha256"]:
                 return f"{name} was changed"
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, RecursionError):  # sealed by somebody else
         return f"{NAME} lacks what it should hold"
     return None
 

@@ -5,6 +5,7 @@ EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INCONCLUSIVE = 3
 EXIT_INTERRUPTED = 130
+LONGEST = 1200  # characters of what was found
 
 
 class UserError(Exception):
@@ -15,5 +16,7 @@ class UserError(Exception):
     """
 
     def __init__(self, found: str, expected: str, remedy: str) -> None:
+        if len(found) > LONGEST:  # a file may have put anything into it
+            found = f"{found[: LONGEST // 2]} ... {found[-LONGEST // 2 :]}"
         super().__init__(f"{found}; {expected}; {remedy}")
         self.found, self.expected, self.remedy = found, expected, remedy

@@ -71,12 +71,12 @@ class Server:
         """Status and JSON of the answer, None where it is none. OSError where nobody answers."""
         parts = urllib.parse.urlsplit(self.url)
         try:
-            port = parts.port
+            port = 80 if parts.port is None else parts.port
         except ValueError:
             port = None
-        if parts.scheme != "http" or not parts.hostname or parts.query or parts.username:
+        if port is None or parts.scheme != "http" or not parts.hostname or parts.query or parts.username:
             raise UserError(self.url, "http://host:port", "write the server's address so")
-        connection = http.client.HTTPConnection(parts.hostname, port or 80, timeout=self.timeout_s)
+        connection = http.client.HTTPConnection(parts.hostname, port, timeout=self.timeout_s)
         try:
             headers = {"Content-Type": "application/json"} if body is not None else {}
             connection.request(method, parts.path.rstrip("/") + path, body, headers)

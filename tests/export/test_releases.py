@@ -15,7 +15,6 @@ from export import releases
 from export.release_index import PublishedModel, read_index, write_index
 from export.releases import exchange, new_release, rollback
 from runtime.errors import UserError
-from tests.pipeline.test_line import small_disk as small_disk
 
 MODEL = PublishedModel(name="net", platform="onnxruntime_onnx", max_batch_size=1, sha256={})
 

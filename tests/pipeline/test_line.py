@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +19,7 @@ from pipeline import cli
 from pipeline.workspace import STAGES
 from runtime.errors import EXIT_INTERRUPTED
 from tests.conftest import Start
-
-# A penalty strong enough for channels to die within two epochs.
-CONFIG = """
-name: tiny
-threads: 1
-model: {args: {width: 4}}
-dense: {epochs: 1, batch_size: 100}
-demp: {epochs: 2, batch_size: 100, lambda_peak: 1.0}
-surgery: {align: 1}
-engine: {flavour: none}
-check:
-  {batch_sizes: [8], gate_batch: 8, threads: 1, min_blocks: 5, time_limit_s: 1,
-   gates: {min_speedup: 0, max_accuracy_drop: 100}}
-"""
-
-
-@pytest.fixture(scope="session")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("line") / "tiny.yaml"
-    path.write_text(CONFIG)
-    return path
-
-
-@pytest.fixture(scope="session")
-def cut_run(config: Path) -> Path:
-    """A run that was made in one go, as far as the surgery."""
-    folder = config.parent / "whole"
-    assert cli.command_line(["run", str(config), "--out", str(folder), "--until", "surgery"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def whole_run(config: Path, cut_run: Path) -> Path:
-    """The same run, brought to its end."""
-    assert cli.command_line(["run", str(config), "--out", str(cut_run)]) in (0, 3)
-    return cut_run
-
-
-@pytest.fixture
-def copied_run(whole_run: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
-    return Path(shutil.copytree(whole_run, tmp_path / "copy"))
+from tests.pipeline.tiny import CONFIG
 
 
 def compact_weights(run: Path) -> bytes:
@@ -125,21 +83,6 @@ def test_a_second_run_on_the_folder_exits_2_at_once(
     assert time.monotonic() - start < 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {tmp_path}/run: in use by process {child.pid}; ") and told.count("\n") == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 8 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small tmpfs needs root and mount(8)")
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "demport-test", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_exits_2_with_the_path_and_the_space(
@@ -261,7 +204,7 @@ def test_publish_writes_a_repository_and_records_it(
     arguments = ["publish", str(copied_run), str(tmp_path / "models")]
     assert cli.command_line(arguments) == 0
     told = document(capsys)
-    assert [model["name"] for model in told["models"]] == ["tiny", "tiny_fp16"]
+    assert [model["name"] for model in told["models"]][:2] == ["tiny", "tiny_fp16"]
     compact = tmp_path / "models" / "tiny" / "2" / "model.onnx"
     assert compact.read_bytes() == (copied_run / "50-simplify" / "compact.onnx").read_bytes()
     record = json.loads((copied_run / "80-publish" / "stage.json").read_text())

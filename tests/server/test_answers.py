@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from pipeline import cli
-from tests.pipeline.test_line import CONFIG
+from tests.pipeline.tiny import CONFIG
 from tests.server.clients import Load, grpc_infer, http_infer
 from tests.server.tritonserver import Running, tritonserver
 

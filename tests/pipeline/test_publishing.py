@@ -1,0 +1,149 @@
+"""`demport publish` on a real run: layouts, what is served, bundles, rollback, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.release_index import read_index, verify_release
+from pipeline import cli, config, data
+from pipeline.data import arrays
+from pipeline.data.sources import Raw
+from pipeline.publishing import images_of
+from tests.conftest import REPOSITORY
+
+
+def call(*arguments: str | Path) -> int:
+    return cli.command_line([str(argument) for argument in arguments])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(document, dict)
+    return document
+
+
+def models(folder: Path) -> list[str]:
+    return [model.name for model in verify_release(folder).models]
+
+
+def test_versions_replace_and_rollback(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = tmp_path / "models"
+    assert call("publish", copied_run, here) == 0
+    first = told(capsys)
+    assert (first["swap"], first["serial"], first["format"]) == ("new", 1, "triton")
+    assert call("publish", copied_run, here, "--replace", "--set", "publish.serve=dense") == 0
+    assert told(capsys)["serial"] == 2
+    assert "specific { versions: [1] }" in (here / "tiny" / "config.pbtxt").read_text()
+    assert call("publish", here, "--rollback") == 0
+    assert told(capsys)["serial"] == 1
+    assert "all { }" in (here / "tiny" / "config.pbtxt").read_text()
+    assert call("publish", copied_run, here, "--rollback") == 0
+    assert told(capsys)["serial"] == 2
+
+
+def test_names_apart(copied_run: Path, tmp_path: Path) -> None:
+    options = ["--set", "publish.layout=names", "--set", "publish.classify=false", "--set", "publish.warmup=false"]
+    assert call("publish", copied_run, tmp_path / "models", *options) == 0
+    names = models(tmp_path / "models")
+    assert {"tiny_dense", "tiny_compact"} <= set(names) and "tiny_classify" not in names
+    dense, compact = (tmp_path / "models" / f"tiny_{role}" / "1" / "model.onnx" for role in ("dense", "compact"))
+    assert dense.read_bytes() == (copied_run / "50-simplify" / "dense.onnx").read_bytes()
+    assert compact.read_bytes() == (copied_run / "50-simplify" / "compact.onnx").read_bytes()
+    assert not list((tmp_path / "models").rglob("warmup"))
+
+
+def test_a_bundle(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["publish", copied_run, tmp_path / "out", "--format", "bundle"]
+    assert call(*arguments, "--set", "publish.storage_uri=s3://bucket/x") == 0
+    assert told(capsys)["format"] == "bundle"
+    assert read_index(tmp_path / "out").kind == "bundle"
+    assert "s3://bucket/x" in (tmp_path / "out" / "kserve.json").read_text()
+    assert not list((tmp_path / "out").rglob("*.pbtxt"))
+
+
+def test_what_is_refused(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = tmp_path / "models"
+    cases = [
+        (["publish", copied_run], "no folder to write; demport publish RUN DIR"),
+        (["publish", copied_run, here, "--replace", "--rollback"], "--rollback with --replace; one of them"),
+        (["publish", copied_run, here, "--set", "name=other"], "--set name=other; a key of the section publish"),
+        (["publish", copied_run, here, "--set", "publish.layout=odd"], "`publish.layout`"),
+        (["publish", copied_run, here, "--set", "publish.preferred_batches=[512]"], "the preferred batch 512"),
+        (["publish", here, "--rollback"], "has no release before it"),
+    ]
+    for arguments, message in cases:
+        assert call(*arguments) == 2, message
+        shown = capsys.readouterr()
+        assert message in shown.err and shown.err.splitlines()[-1].startswith("error: ")
+    assert not here.exists() and not list(tmp_path.glob(".models*"))
+
+
+def test_a_file_changed_after_the_run_is_refused(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied_run / "50-simplify" / "compact.onnx"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert call("publish", copied_run, tmp_path / "models") == 2
+    assert "50-simplify: compact.onnx was changed" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+def test_pixels_of_digits_are_whole_numbers_to_16() -> None:
+    from sklearn.datasets import load_digits
+
+    images = images_of(data.load(config.Data()))
+    assert (images.pixels.dtype, images.pixels.shape, images.high) == (np.uint8, (4, 8, 8, 1), 16.0)
+    known = {image.astype(np.uint8).tobytes() for image in load_digits().images}
+    assert all(pixels.tobytes() in known for pixels in images.pixels)
+
+
+def test_float_pixels_stay_as_they_are() -> None:
+    drawn = np.random.default_rng(0).random((40, 4, 4, 3))
+    labels = np.arange(40) % 2
+    made = arrays.dataset(Raw("own", drawn[:20], labels[:20], drawn[20:], labels[20:], None), None, "mark")
+    images = images_of(made)
+    assert images.pixels.dtype == np.float32
+    np.testing.assert_allclose(images.pixels, drawn[20:24], atol=1e-6)
+    assert images.high == pytest.approx(drawn[20:].max(), abs=1e-5)
+    assert torch.is_tensor(made.test.labels)
+
+
+WATCH = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.sendmsg"):
+        raise SystemExit(f"a connection: {event} {arguments}")
+sys.addaudithook(watch)
+from pipeline import cli
+sys.exit(cli.command_line(sys.argv[1:]))
+"""
+
+
+def watched(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WATCH, *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY, timeout=300, check=False)
+
+
+def test_publishing_and_doctor_connect_to_nothing(copied_run: Path, tmp_path: Path) -> None:
+    for arguments in (("publish", copied_run, tmp_path / "models"), ("doctor",)):
+        done = watched(*arguments)
+        assert done.returncode == 0, done.stderr
+    asked = watched("ask", "http://127.0.0.1:9", tmp_path / "models")
+    assert "a connection: socket.getaddrinfo" in asked.stderr or "a connection: socket.connect" in asked.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_line_connects_to_nothing(config: Path, tmp_path: Path) -> None:
+    done = watched("run", config, "--out", tmp_path / "run")
+    assert done.returncode in (0, 3), done.stderr
+    assert "a connection" not in done.stderr
