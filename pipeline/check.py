@@ -57,6 +57,7 @@ from pipeline.data import Split
 from pipeline.explaining import explanations
 from pipeline.exporting import ROLES, EngineResult, Role
 from pipeline.hops import Images, by_class, drops, hop_entry, keep_images, metric_of, own_metric, said, worst_images
+from pipeline.measured_engines import write_measured
 from pipeline.measuring import Bench, Graphs, Hop, Results, engine_name, hops_of, pairs_of
 from pipeline.progress import Progress
 from runtime.accuracy import Accuracy
@@ -157,6 +158,7 @@ def check(
     }
     path = out / "check.json"
     write_json(path, document)
+    write_measured(document, engines, out)
     speedup = float(gated["speedup"]["ratio"])
     return Checked(path, ruling.status, through_torch[0].top1, through_torch[1].top1, speedup)
 

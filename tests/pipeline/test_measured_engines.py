@@ -1,0 +1,62 @@
+"""Figures of check.json in a copy of the engine's manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export import manifest
+from export.engine_from_onnx import Engine
+from pipeline.exporting import EngineResult
+from pipeline.measured_engines import write_measured
+from runtime.errors import UserError
+from tests.export.engines import stand_in
+
+
+def result(folder: Path, name: str = "dense.fp16.SM86.engine") -> EngineResult:
+    path = stand_in(folder / name)
+    told = manifest.read(path)
+    beside = manifest.manifest_path(path), path.with_name(name + ".log")
+    engine = Engine(path, *beside, "tensorrt", told.version, "fp16", "SM86", told.sha256, told.bytes, 1.0, {}, {}, ())
+    return EngineResult("dense", "fp16", "SM86", engine, None)
+
+
+def document(device: str | None, name: str) -> dict[str, Any]:
+    row = {"name": name, "p50_ms": 0.5, "p95_ms": 0.75, "n": 30}
+    return {
+        "engines": [{"measured_on": device}],
+        "models": {"dense": {"accuracy": {"tensorrt.fp16.SM86": 0.75}}},
+        "latency": {"tensorrt": {"fp16": {"b1": {"dense": row}, "b8": {"dense": None, "reason": "too slow"}}}},
+    }
+
+
+def test_figures_go_into_a_sealed_copy(tmp_path: Path) -> None:
+    made = result(tmp_path)
+    (path,) = write_measured(document("NVIDIA L4", "dense.fp16.SM86.engine"), [made], tmp_path / "check")
+    assert path == tmp_path / "check" / "engines" / "dense.fp16.SM86.engine.json"
+    told = manifest.read(path.with_name("dense.fp16.SM86.engine")).measured
+    assert told is not None
+    assert (told.device, told.accuracy) == ("NVIDIA L4", 0.75)
+    assert [(row.batch, row.p50_ms, row.p95_ms, row.n) for row in told.latency] == [(1, 0.5, 0.75, 30)]
+    assert made.engine is not None and manifest.verify(made.engine.path).measured is None
+
+
+def test_the_latency_of_another_file_is_not_taken(tmp_path: Path) -> None:
+    (path,) = write_measured(document("NVIDIA L4", "dense.fp16.SM89.engine"), [result(tmp_path)], tmp_path / "check")
+    told = manifest.read(path.with_name("dense.fp16.SM86.engine")).measured
+    assert told is not None
+    assert told.latency == []
+
+
+def test_engines_that_did_not_run_have_none(tmp_path: Path) -> None:
+    made = result(tmp_path)
+    assert write_measured(document(None, "x"), [made], tmp_path / "check") == []
+    missing = EngineResult("dense", "fp16", "SM86", None, "no TensorRT")
+    assert write_measured(document("NVIDIA L4", "x"), [missing], tmp_path / "check") == []
+    assert not (tmp_path / "check").exists()
+    assert made.engine is not None
+    made.engine.path.write_bytes(b"another")
+    with pytest.raises(UserError, match="bytes long"):
+        write_measured(document("NVIDIA L4", "x"), [made], tmp_path / "check")
