@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 _PLAIN = (bool, int, float, str, type(None), type, torch.dtype, torch.device)
-_CONTAINERS = (dict, OrderedDict, list, set)
+_SIMPLE = frozenset((bool, int, float, str, type(None)))
+_CONTAINERS = frozenset((dict, OrderedDict, list, set))
 _HOLDERS = frozenset((torch.Tensor, nn.Parameter, dict, OrderedDict, list, tuple))
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -65,8 +66,15 @@ def copy_modules(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(module, memo)
     made = kind.__new__(kind)
     memo[id(module)] = made
+    copied = made.__dict__
     for key, value in vars(module).items():
-        made.__dict__[key] = _table(value, memo) if key in _TABLES else _copied(value, memo)
+        what = type(value)
+        if what in _SIMPLE:
+            copied[key] = value
+        elif what in _CONTAINERS and not value and id(value) not in memo:
+            copied[key] = memo[id(value)] = what()
+        else:
+            copied[key] = _table(value, memo) if key in _TABLES else _copied(value, memo)
     return made
 
 
@@ -80,6 +88,4 @@ def _table(values: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, _PLAIN) or (type(value) is tuple and all(isinstance(v, _PLAIN) for v in value)):
         return value
-    if type(value) in _CONTAINERS and not value and id(value) not in memo:
-        return memo.setdefault(id(value), type(value)())
     return copy.deepcopy(value, memo)
