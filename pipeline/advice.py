@@ -76,13 +76,11 @@ def _reformats(compact: Profile, dense: Profile, run_us: float) -> Iterator[Find
 
 
 def _additions(compact: Profile, dense: Profile, run_us: float) -> Iterator[Finding]:
-    """Operators that only compact has."""
-    extra = Counter(k.operator for k in compact.kernels) - Counter(k.operator for k in dense.kernels)
-    extra = Counter({name: count for name, count in extra.items() if name})
+    """Operators without weights that only compact has; what changes layouts and types is counted above."""
+    mine, theirs = ([k for k in p.kernels if k.layer is None and not k.reformats] for p in (compact, dense))
+    extra = Counter(k.operator for k in mine) - Counter(k.operator for k in theirs)
     mean = {
-        name: sum(k.us for k in compact.kernels if k.operator == name)
-        / sum(k.operator == name for k in compact.kernels)
-        for name in extra
+        name: sum(k.us for k in mine if k.operator == name) / sum(k.operator == name for k in mine) for name in extra
     }
     pct = 100 * sum(mean[name] * count for name, count in extra.items()) / run_us
     if pct >= 3:

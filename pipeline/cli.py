@@ -164,15 +164,22 @@ def gate(
     run: RunFolder,
     baseline: Annotated[Path, typer.Option(metavar="FILE", help="Figures accepted before.")],
     update: Annotated[
-        bool, typer.Option("--update", help="Accept this run's figures instead of judging them.")
+        bool, typer.Option("--update", help="Accept this run's figures instead of judging them; asks on a terminal.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before --update.")] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML.")] = None,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict as Markdown.")] = None,
 ) -> int:
     """Judge a run against a baseline: 0 pass, 1 regressed, 3 inconclusive."""
     from pipeline import gating
 
-    told = gating.gate(gating.Request(run, baseline, update, junit, summary))
+    def accept(changes: list[str]) -> bool:
+        for change in changes:
+            print(change, file=sys.stderr)
+        asked = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+        return not asked or typer.confirm(f"Accept these {len(changes)} figures into {baseline}?", err=True)
+
+    told = gating.gate(gating.Request(run, baseline, update, junit, summary, accept))
     return _judged(told, told, EXIT_CODES[told["status"]])
 
 

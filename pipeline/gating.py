@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline import rendering
 from pipeline.files import write_text
 from pipeline.workspace import CONFIG
 from runtime import gate_output
-from runtime.baseline import judge, read_baseline, updated
+from runtime.baseline import Baseline, judge, read_baseline, updated
 from runtime.errors import UserError
 
 REPORT = "report.json"
@@ -20,13 +21,15 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Request:
-    """`junit` and `summary` are files to write the verdict to, as JUnit XML and as Markdown."""
+    """`junit` and `summary` are files to write the verdict to, as JUnit XML and as Markdown. An update asks `accept`,
+    which is shown the figures that change."""
 
     run: Path
     baseline: Path
     update: bool = False
     junit: Path | None = None
     summary: Path | None = None
+    accept: Callable[[list[str]], bool] = lambda changes: True
 
 
 def gate(request: Request) -> dict[str, Any]:
@@ -37,7 +40,11 @@ def gate(request: Request) -> dict[str, Any]:
     report = _report(request.run)
     if request.update:
         known = read_baseline(request.baseline) if request.baseline.exists() else None
-        _write(request.baseline, updated(report, known).text())
+        new = updated(report, known)
+        changed = changes(known, new, report["environment"]["fingerprint"])
+        if not request.accept(changed):
+            raise UserError("the figures were not accepted", "a yes", f"{request.baseline} is as it was")
+        _write(request.baseline, new.text())
         return {"status": "updated", "baseline": str(request.baseline), "gates": []}
     verdict = judge(report, read_baseline(request.baseline))
     if request.junit is not None:
@@ -46,6 +53,17 @@ def gate(request: Request) -> dict[str, Any]:
         _write(request.summary, gate_output.summary(verdict, report["name"]))
     gates = [dataclasses.asdict(one) for one in verdict.gates]
     return {"status": verdict.status, "baseline": str(request.baseline), "gates": gates}
+
+
+def changes(before: Baseline | None, after: Baseline, device: str) -> list[str]:
+    """`speedup.onnxruntime.fp32.b32: 3.93 -> 3.85` for every figure of the device that the update changes."""
+    old = before.devices[device].figures if before and device in before.devices else {}
+    new = after.devices[device].figures
+    return [
+        f"{name}: {f'{old[name]:g}' if name in old else 'new'} -> {f'{new[name]:g}' if name in new else 'gone'}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _report(run: Path) -> dict[str, Any]:

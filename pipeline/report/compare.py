@@ -16,6 +16,7 @@ from . import numbers, speed_plots, view
 from .collect import collect
 from .plots import Role
 from .render import HERE, environment
+from .speed_schema import Latency
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Row:
     role: Role
     accuracy: str
     p50: str
+    p50_ms: float | None
+    share: str
     macs: str
     size: str
     verdict: str
@@ -50,7 +53,7 @@ class Compared:
                 "run": row.run,
                 "role": row.role,
                 "accuracy_pct": row.dot.accuracy if row.dot else None,
-                "p50_ms": row.dot.ms if row.dot else None,
+                "p50_ms": row.p50_ms,
                 "best": row.best,
                 "reason": row.reason or None,
             }
@@ -63,24 +66,27 @@ def compare(runs: Sequence[Path], out: Path) -> Compared:
     """Write `out` (HTML) and the same as Markdown beside it. Raises UserError where a folder is no run.
 
     Latency is that of the comparison that stands for the first run, which has to have one; a run measured on another
-    device, or not so, is in the table only.
+    device, or not so, is in the table only. Where all runs have the same dense network, the plot shows latency in
+    percent of the dense one timed in turn with it: a machine that was slower in one of the runs does not matter then.
     """
     sources = {_name(run, runs): collect(run) for run in runs}
     first = next(iter(sources.values()))
     headline = view.headline_latency(first)
     if headline is None:
         raise UserError(f"{runs[0]}: no latency was measured", "a run that was checked", "run `demport check` on it")
-    rows = [row for name, source in sources.items() for row in _rows(name, source, first, headline)]
+    relative = len({source.report.models.dense.macs for source in sources.values()}) == 1
+    rows = [row for name, source in sources.items() for row in _rows(name, source, first, headline, relative)]
     best = speed_plots.frontier([row.dot for row in rows if row.dot])
     shown = [row.dot for row in rows if row.dot]
     rows = [
         replace(row, best=row.dot in best, number=f"{shown.index(row.dot) + 1}: " if row.dot else "") for row in rows
     ]
     device = first.report.environment
+    axis = "p50, % of the dense network of its run" if relative else "p50, ms"
     content = {
         "css": Markup((HERE / "report.css").read_text("utf-8")),
         "what": f"Test accuracy over the p50 latency of {headline.name}, {_where(device)}.",
-        "plot": speed_plots.pareto(shown) if shown else None,
+        "plot": speed_plots.pareto(shown, axis) if shown else None,
         "rows": rows,
     }
     pages, markdown = environment(), out.with_suffix(".md")
@@ -99,7 +105,25 @@ def _where(environment: Any) -> str:
     return f"on {environment.get('cpu')}, {environment.get('cores')} cores"
 
 
-def _rows(name: str, source: view.Source, first: view.Source, headline: view.LatencyRow) -> list[Row]:
+def _latency(figures: Latency, role: Role, relative: bool) -> tuple[float, tuple[float, float] | None]:
+    """On the plot's axis, with its 95 % interval where it is a ratio."""
+    timing, speedup = getattr(figures, role), figures.speedup
+    if not relative or speedup is None:
+        return float(timing.p50_ms), None
+    low, high = speedup.ci95
+    return (100.0, None) if role == "dense" else (100 / speedup.ratio, (100 / high, 100 / low))
+
+
+def _share(same: Sequence[view.LatencyRow], role: Role) -> str:
+    """Compact's p50 in percent of the dense one's, with the 95 % interval of their ratio."""
+    speedup = same[0].figures.speedup if same else None
+    if role == "dense" or speedup is None:
+        return ""
+    low, high = (100 / edge for edge in reversed(speedup.ci95))
+    return f"{100 / speedup.ratio:.1f}{numbers.GAP}% {numbers.between(low, high, 1)}"
+
+
+def _rows(name: str, source: view.Source, first: view.Source, headline: view.LatencyRow, relative: bool) -> list[Row]:
     report = source.report
     same = [
         row
@@ -127,10 +151,12 @@ def _rows(name: str, source: view.Source, first: view.Source, headline: view.Lat
         told = numbers.percent(accuracy) + (f" {numbers.between(*percent, 1)}" if percent else "")
         dot = None
         if not reason and timing is not None and accuracy is not None:
-            dot = speed_plots.Dot(f"{name}, {role}", role, timing.p50_ms, 100 * accuracy, percent)
+            latency, spread = _latency(same[0].figures, role, relative)
+            dot = speed_plots.Dot(f"{name}, {role}", role, latency, 100 * accuracy, percent, spread)
         rows.append(
             Row(
-                name, role, told, numbers.milliseconds(timing.p50_ms if timing else None), numbers.short(model.macs),
+                name, role, told, numbers.milliseconds(timing.p50_ms if timing else None),
+                timing.p50_ms if timing else None, _share(same, role), numbers.short(model.macs),
                 numbers.binary(model.bytes), report.verdict.status, dot, reason,
             )
         )  # fmt: skip

@@ -28,13 +28,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Dot:
-    """A network of a run: p50 in ms and accuracy in percent, each with its 95 % interval where one is known."""
+    """A network of a run: its latency on the plot's axis and its accuracy in percent, each with its 95 % interval where
+    one is known."""
 
     label: str
     role: Role
-    ms: float
+    latency: float
     accuracy: float
     accuracy_interval: tuple[float, float] | None
+    latency_interval: tuple[float, float] | None = None
 
 
 def distributions(samples: dict[Role, Sequence[float]]) -> Picture:
@@ -102,23 +104,29 @@ def layers(bars: Sequence[Bar]) -> Picture:
     return picture(draw, height_in=0.75 + 0.34 * len(ordered), alt="Time of each layer in both networks.")
 
 
-def pareto(dots: Sequence[Dot]) -> Picture:
+def pareto(dots: Sequence[Dot], axis: str) -> Picture:
     """Accuracy over latency; the line joins what nothing else beats in both."""
 
     def draw(figure: Figure, colours: dict[str, str]) -> None:
         axes: Axes = figure.subplots()
         best = frontier(dots)
-        axes.plot([dot.ms for dot in best], [dot.accuracy for dot in best], color=colours["line"], linewidth=1.2,
+        axes.plot([dot.latency for dot in best], [dot.accuracy for dot in best], color=colours["line"], linewidth=1.2,
                   drawstyle="steps-post", zorder=1)  # fmt: skip
         for number, dot in enumerate(dots, 1):
             if dot.accuracy_interval:
-                axes.plot([dot.ms] * 2, dot.accuracy_interval, color=colours[dot.role], linewidth=1.2, alpha=0.6)
-            axes.plot([dot.ms], [dot.accuracy], color=colours[dot.role], marker="o", markersize=6, linestyle="none")
-            axes.annotate(str(number), (dot.ms, dot.accuracy), textcoords="offset points", xytext=(6, 4), fontsize=9)
-        times = [dot.ms for dot in dots]
+                axes.plot([dot.latency] * 2, dot.accuracy_interval, color=colours[dot.role], linewidth=1.2, alpha=0.6)
+            if dot.latency_interval:
+                axes.plot(dot.latency_interval, [dot.accuracy] * 2, color=colours[dot.role], linewidth=1.2, alpha=0.6)
+            axes.plot(
+                [dot.latency], [dot.accuracy], color=colours[dot.role], marker="o", markersize=6, linestyle="none"
+            )
+            axes.annotate(
+                str(number), (dot.latency, dot.accuracy), textcoords="offset points", xytext=(6, 4), fontsize=9
+            )
+        times = [dot.latency for dot in dots]
         if max(times) > 4 * min(times):
             _log_axis(axes, min(times) / 1.3, max(times) * 1.3)
-        axes.set_xlabel("p50 latency, ms")
+        axes.set_xlabel(axis)
         axes.set_ylabel("test accuracy, %")
 
     return picture(draw, height_in=3.6, alt="Accuracy over latency of every run; numbers are those of the table.")
@@ -127,7 +135,7 @@ def pareto(dots: Sequence[Dot]) -> Picture:
 def frontier(dots: Sequence[Dot]) -> list[Dot]:
     """Those that no other is both faster than and at least as accurate as, the fastest first."""
     best: list[Dot] = []
-    for dot in sorted(dots, key=lambda dot: (dot.ms, -dot.accuracy)):
+    for dot in sorted(dots, key=lambda dot: (dot.latency, -dot.accuracy)):
         if not best or dot.accuracy > best[-1].accuracy:
             best.append(dot)
     return best

@@ -36,6 +36,30 @@ def test_update_then_pass_then_regress(tmp_path: Path) -> None:
     assert json.dumps(told, allow_nan=False)
 
 
+def test_an_update_shows_what_changes_and_takes_a_no(tmp_path: Path) -> None:
+    baseline = tmp_path / "baseline.json"
+    write(tmp_path, report())
+    shown: list[list[str]] = []
+
+    def accept(answer: bool) -> Request:
+        def ask(changes: list[str]) -> bool:
+            shown.append(changes)
+            return answer
+
+        return Request(tmp_path, baseline, update=True, accept=ask)
+
+    with pytest.raises(UserError, match="the figures were not accepted"):
+        gate(accept(False))
+    assert not baseline.exists() and "speedup.onnxruntime.fp32.b32: new -> 2" in shown[0]
+    gate(accept(True))
+    document = report()
+    document["models"]["compact"]["params"] = 900
+    del document["models"]["compact"]["accuracy"]["onnx"]
+    write(tmp_path, document)
+    gate(accept(True))
+    assert shown[-1] == ["accuracy.onnx: 0.99 -> gone", "params: 1000 -> 900"]
+
+
 def test_another_device_is_added_by_an_update(tmp_path: Path) -> None:
     baseline = tmp_path / "baseline.json"
     write(tmp_path, report())

@@ -74,6 +74,8 @@ def test_the_worst_images_lost_most_and_were_right_before(tmp_path: Path) -> Non
     figures = {"p_before": round(share, 4), "p_after": round((1 - share) / 2, 4)}
     assert entries[1] == {"index": 3, "label": 0, "before": 0, "after": 1, **figures}
     assert worst_images(WRONG, RIGHT) == []
+    all_wrong = answers([1, 1, 1, 1, 0, 0, 0, 0])
+    assert [entry["index"] for entry in worst_images(WRONG, all_wrong)] == [0, 1, 2, 4, 7]  # not those wrong before
 
     def batches() -> Iterator[tuple[np.ndarray, None]]:
         """Image i holds the pixel i / 7 before it was normalised by (x - 0.5) / 0.25."""

@@ -34,11 +34,14 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_networks_of_several_runs_with_the_best(runs: list[Path], tmp_path: Path) -> None:
     told = compare(runs, tmp_path / "compare.html")
-    dots = [(row.run, row.role, row.dot.ms, row.best) for row in told.rows if row.dot]
+    dots = [(row.run, row.role, round(row.dot.latency, 1), row.best) for row in told.rows if row.dot]
     assert dots == [
-        ("one", "dense", 2.0, False), ("one", "compact", 1.2, False), ("two", "dense", 1.9, True),
-        ("two", "compact", 0.8, True),
+        ("one", "dense", 100.0, True), ("one", "compact", 60.0, False), ("two", "dense", 100.0, False),
+        ("two", "compact", 42.1, True),
     ]  # fmt: skip
+    assert [row["p50_ms"] for row in told.document()["networks"]][:4] == [2.0, 1.2, 1.9, 0.8]
+    spread = next(row.dot.latency_interval for row in told.rows if row.dot and row.dot.label == "two, compact")
+    assert spread == pytest.approx((100 / 2.425, 100 / 2.335))
     reasons = {row.run: row.reason for row in told.rows if not row.dot}
     gap = "\N{NO-BREAK SPACE}"
     unmeasured = f"onnxruntime fp32, batch{gap}32 was not measured"
@@ -53,10 +56,18 @@ def test_the_page_holds_every_figure_and_asks_nothing_of_the_network(runs: list[
     assert page.addresses and all(address.startswith("data:") for address in page.addresses)
     assert "4: two, compact (best)98.99 %" in page.text and "measured on Other CPU" in page.text
     markdown = told.markdown.read_text("utf-8").replace("\N{NO-BREAK SPACE}", " ")
-    assert (
-        "| two, compact (best) | 98.99 % (97.4 to 99.6) | 0.800 ms | 5.00 M | 724 KiB | inconclusive |  |" in markdown
-    )
+    row = "98.99 % (97.4 to 99.6) | 0.800 ms | 42.1 % (41.2 to 42.8) | 5.00 M | 724 KiB | inconclusive |"
+    assert f"| two, compact (best) | {row}  |" in markdown
     assert markdown.count("\n| ") == 9
+
+
+def test_other_dense_networks_are_compared_in_milliseconds(runs: list[Path], tmp_path: Path) -> None:
+    models = check()["models"]
+    models["dense"]["macs"] = 30_000_000
+    other = write_run(tmp_path / "other", latency=with_latency(2.5, 1.0), models=models)
+    told = compare([runs[0], other], tmp_path / "compare.html")
+    assert [row.dot.latency for row in told.rows if row.dot] == [2.0, 1.2, 2.5, 1.0]
+    assert all(row.dot.latency_interval is None for row in told.rows if row.dot)
 
 
 def test_runs_called_alike_are_told_by_their_path(tmp_path: Path) -> None:

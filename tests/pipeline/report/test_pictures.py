@@ -80,7 +80,7 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
     dots = [speed_plots.Dot(label, "compact", ms, accuracy, None) for label, ms, accuracy in given]
     assert [dot.label for dot in speed_plots.frontier(dots)] == ["b", "d", "a"]
     assert speed_plots.frontier([]) == []
-    drawn = speed_plots.pareto(dots)
+    drawn = speed_plots.pareto(dots, "p50, ms")
     assert drawn.light_wide.startswith("data:image/svg+xml;base64,") and "table" in drawn.alt
 
 
