@@ -61,7 +61,7 @@ def fastest(
             except UserError as error:
                 if precision == "fp32":
                     raise
-                reasons[precision] = error.found
+                reasons[precision] = error.found.replace(str(path), path.name)
         ordered = ["fp32", *(name for name in sessions if name != "fp32")]
         running = [sessions[name] for name in ordered]
         feeds = [{session.inputs[0].name: images} for session in running]

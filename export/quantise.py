@@ -9,8 +9,10 @@ convolution. Biases stay fp32, which TensorRT demands.
 from __future__ import annotations
 
 import copy
+import io
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +63,8 @@ def ranges_of(source: Path, batches: Iterable[graph.Array], calibration: Calibra
     if calibration.method == "percentile":
         options["percentile"] = calibration.percentile
     name = graph.inputs_of(graph.read_graph(source))[0].name
-    with tempfile.TemporaryDirectory() as folder:
+    # ONNX Runtime's histograms report their progress by print()
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         try:
             calibrator = create_calibrator(
                 str(source),

@@ -142,6 +142,15 @@ def test_batches_in_pieces_give_the_same_ranges(tmp_path: Path) -> None:
             np.testing.assert_allclose(item.range_value[1], parts.data[name].range_value[1], rtol=0.05)
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str], method: str) -> None:
+    """Standard output ends with one JSON document, and has nothing else."""
+    lower(residual_net(tmp_path / "net.onnx"), tmp_path / "low.onnx", "int8", calibration=Calibration(method))  # type: ignore[arg-type]
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == ""
+
+
 def test_no_images_is_a_clear_error(tmp_path: Path) -> None:
     source = residual_net(tmp_path / "net.onnx")
     with pytest.raises(UserError, match="no images for calibration; at least one training image"):

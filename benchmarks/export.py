@@ -1,0 +1,181 @@
+"""From surgery to engines: what each step takes for ResNet-50, and what other tools take for the steps they have.
+
+    python -m benchmarks.export --out benchmarks/results/export.cpu.json [--peers PYTHON]
+
+torchvision's ResNet-50 with random weights, three channels in ten of every inner layer dead, is cut, exported,
+simplified, written in fp16, bf16 and int8, and built as two TensorRT-RTX engines. Images are noise, labels the
+network's own answers: times do not depend on them. PYTHON is an interpreter that has polygraphy, olive-ai and
+nvidia-modelopt[onnx]; a tool that it lacks, or that fails, gets its reason. Peak memory is that of the largest process.
+Exit 1 where 90 s or 6 GiB are exceeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from export.files import write_json
+from runtime.device import environment
+from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S, LIMIT_GIB = 90.0, 6.0
+SHAPE = (3, 224, 224)
+PEERS: dict[str, tuple[str, str]] = {
+    "simplify": ("polygraphy surgeon sanitize", "-m polygraphy surgeon sanitize {onnx} --fold-constants -o {out}"),
+    "fp16": ("polygraphy convert --fp-to-fp16", "-m polygraphy convert {onnx} --convert-to onnx --fp-to-fp16 -o {out}"),
+    "fp16 ": ("olive OnnxFloatToFloat16", "-m olive run --config {olive}"),
+    "int8": (
+        "modelopt.onnx.quantization",
+        "-m modelopt.onnx.quantization --onnx_path {onnx} --output_path {out} --quantize_mode int8"
+        " --calibration_data_path {images} --calibration_eps cpu",
+    ),
+}
+Point = dict[str, Any]
+
+
+def ours(folder: Path, images: int) -> list[Point]:
+    """Every step on the compact network, in this process and the builder's children."""
+    import numpy as np
+    import torch
+
+    from export.engine_from_onnx import engine_from_onnx
+    from export.onnx_from_torch import onnx_from_torch
+    from export.precision import Images, Lowering, Rules
+    from export.simplify import simplify
+    from pipeline.surgery import shrink
+
+    points: list[Point] = []
+
+    def timed(step: str, action: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = action()
+        points.append({"tool": "demport", "step": step, "seconds": time.perf_counter() - started, "reason": None})
+        return result
+
+    network = dying_resnet50()
+    example = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(1))
+    compact = timed("surgery", lambda: shrink(network, (example[:2],))).model
+    exported, simple = folder / "exported.onnx", folder / "compact.onnx"
+    limits: dict[str, Any] = {"max_abs_diff": 1e-2}
+    timed("export", lambda: onnx_from_torch(compact, example, exported, opset="auto", metadata={}, **limits))
+    timed("simplify", lambda: simplify(exported, simple, samples=example.numpy(), **limits))
+    noise = torch.randn(images, *SHAPE, generator=torch.Generator().manual_seed(2)).numpy()
+    np.save(folder / "images.npy", noise)
+    batches = [noise[start : start + 16] for start in range(0, images, 16)]
+    with torch.no_grad():
+        labels = [compact(torch.from_numpy(batch)).argmax(1).numpy() for batch in batches]
+    given = Images(example.numpy(), lambda: batches, lambda: list(zip(batches, labels, strict=True)))
+    lowering = Lowering(simple, given)
+    timed("accuracy in fp32", lambda: lowering.correct)
+    for precision in ("fp16", "bf16", "int8"):
+        rules = Rules(100.0, calibration=_minmax())
+        timed(precision, lambda p=precision, r=rules: lowering.write(folder / f"compact.{p}.onnx", p, r))
+    for precision in ("fp16", "int8"):
+
+        def build(name: str = precision) -> Any:
+            path = folder / f"compact.{name}.SM86.engine"
+            options: dict[str, Any] = {"flavour": "tensorrt_rtx", "target": "SM86", "profile": (1, 8, 32)}
+            options |= {"workspace_mib": 2048, "tf32": False, "time_limit_s": 300, "plan_sha256": None}
+            return engine_from_onnx(folder / f"compact.{name}.onnx", path, precision=name, **options)
+
+        timed(f"engine {precision}", build)
+    return points
+
+
+def _minmax() -> Any:
+    from export.quantise import Calibration
+
+    return Calibration("minmax")
+
+
+def dying_resnet50() -> Any:
+    """Seeded weights; scale and shift of three channels in ten are zero after each block's two inner convolutions."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50(weights=None).eval()
+    for name, module in network.named_modules():
+        if name.endswith((".bn1", ".bn2")):
+            dead = torch.arange(len(module.weight)) % 10 < 3
+            with torch.no_grad():
+                module.weight[dead] = 0.0
+                module.bias[dead] = 0.0
+    return network
+
+
+def peers(python: Path | None, folder: Path) -> list[Point]:
+    """The steps that other tools have, each in a process of its own, on the same graph."""
+    points = []
+    files = {"onnx": folder / "exported.onnx", "images": folder / "images.npy", "olive": folder / "olive.json"}
+    write_json(files["olive"], olive_config(files["onnx"], folder / "olive"))
+    for step, (tool, arguments) in PEERS.items():
+        point: Point = {"tool": tool, "step": step.strip(), "seconds": None, "reason": "no --peers given"}
+        if python is not None:
+            out = folder / f"peer.{step.strip()}.onnx"
+            words = arguments.format(out=out, **files).split()
+            started = time.perf_counter()
+            done = subprocess.run([python, *words], capture_output=True, text=True, check=False, cwd=folder)
+            point["seconds"] = time.perf_counter() - started
+            point["reason"] = None
+            if done.returncode:
+                said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+                point |= {"seconds": None, "reason": (said[-1] if said else f"exit {done.returncode}")[:200]}
+        points.append(point)
+    return points
+
+
+def olive_config(onnx: Path, out: Path) -> dict[str, Any]:
+    return {
+        "input_model": {"type": "OnnxModel", "model_path": str(onnx)},
+        "passes": {"fp16": {"type": "OnnxFloatToFloat16"}},
+        "output_dir": str(out),
+        "cache_dir": str(out.with_name("olive_cache")),
+    }
+
+
+def peak_gib() -> float:
+    """Of this process or its largest child, resident."""
+    kib = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(kib) / 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, writes the results file, and says whether the limits are kept."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=main.__doc__)
+    parser.add_argument("--images", type=int, default=64, help="Images to calibrate on, and as many to judge by.")
+    parser.add_argument("--peers", type=Path, help="An interpreter that has the other tools.")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "export.cpu.json")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        started = time.perf_counter()
+        points = ours(Path(name), options.images)
+        whole: Point = {"tool": "demport", "step": "all", "seconds": time.perf_counter() - started, "reason": None}
+        whole["peak_gib"] = peak_gib()
+        others = peers(options.peers, Path(name))
+    document = {
+        "schema": 1,
+        "command": f"python -m benchmarks.export --images {options.images}" + (" --peers PYTHON" * bool(options.peers)),
+        "environment": environment(),
+        "n": 1,
+        "threads": len(os.sched_getaffinity(0)),
+        "points": [*points, whole, *others],
+    }
+    write_json(options.out, document)
+    print(json.dumps(whole), file=sys.stderr)
+    kept = whole["seconds"] <= LIMIT_S and whole["peak_gib"] <= LIMIT_GIB
+    return EXIT_PASS if kept else EXIT_GATE_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
