@@ -46,6 +46,16 @@ def check_profiles(profiles: tuple[Profile, ...]) -> None:
         raise UserError("a profile is listed twice", "each profile once", "remove one of the two")
 
 
+def check_limits(workspace_mib: int, optimization_level: int, time_limit_s: float) -> None:
+    """`UserError` for a number with which nothing can be built."""
+    if workspace_mib < 1:
+        raise UserError(f"engine.workspace_mib {workspace_mib}", "1 or more", "set it to some hundreds")
+    if not 0 <= optimization_level <= 5:
+        raise UserError(f"engine.optimization_level {optimization_level}", "0 to 5", "set it to 3")
+    if not 0 < time_limit_s < float("inf"):
+        raise UserError(f"engine.time_limit_s {time_limit_s:g}", "seconds above 0", "set it to 600")
+
+
 def check_flags(flags: BuildFlags, can: Features, flavour: Flavour) -> None:
     """`UserError` for an option that this TensorRT cannot follow: none is dropped in silence."""
     name = f"{flavour} {can.version}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from export import manifest
 from export.build_config import Request
-from export.build_flags import BuildFlags, Profile, check_flags, check_profiles
+from export.build_flags import BuildFlags, Profile, check_flags, check_limits, check_profiles
 from export.build_progress import Report
 from export.builder_process import run_builder
 from export.features import features
@@ -78,6 +78,7 @@ def engine_from_onnx(
     flags = flags or BuildFlags()
     profiles = (profile, *flags.more_profiles)
     check_profiles(profiles)
+    check_limits(workspace_mib, optimization_level, time_limit_s)
     choice = choose(flavour, (target,))
     can = features(load(choice.flavour))
     check_flags(flags, can, choice.flavour)

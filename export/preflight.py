@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from export.features import features
 from export.flavours import EngineUnavailable, load
 from export.gpu import first_gpu
 from export.manifest import Manifest, manifest_path, verify
@@ -77,7 +78,7 @@ def preflight(engine: Path, *, image: TritonImage | None = None, target: str | N
     if not (wrong or unknown or image) and manifest.flavour == "tensorrt_rtx" and target is None:
         return _asked_rtx(load("tensorrt_rtx"), engine, manifest, machine)
     status: Status = "wrong machine" if wrong else "unknown" if unknown else "ok"
-    rebuild = None if status == "ok" else _rebuild(manifest, engine, machine)
+    rebuild = None if status == "ok" else _rebuild(manifest, machine)
     return Preflight(engine, name, status, (*wrong, *unknown, *remarks), rebuild)
 
 
@@ -176,16 +177,27 @@ def _release(version: str) -> list[int]:
     return [int(part) for part in version.split(".")[:3]]
 
 
-def _rebuild(manifest: Manifest, engine: Path, machine: Machine) -> str:
-    """The command that builds an engine for that machine, run in the engine's folder."""
+def _rebuild(manifest: Manifest, machine: Machine) -> str | None:
+    """The command that builds an engine for that machine, run in the engine's folder; None where no engine would help
+    because there is no GPU."""
     words = shlex.split(manifest.command)
     if machine.image is not None:
         words[words.index("--flavour") + 1] = "tensorrt"
         words[words.index("--target") + 1] = "CURRENT"
         return f"{shlex.join(words)}  (in a container with the TensorRT of {machine.image.tag}, on the serving GPU)"
-    if machine.target is not None:
-        words[words.index("--target") + 1] = machine.target if manifest.flavour == "tensorrt_rtx" else "CURRENT"
-    return shlex.join(words)
+    if machine.target is None:
+        return None
+    named = manifest.flavour == "tensorrt_rtx" and machine.target in _rtx_targets()
+    words[words.index("--target") + 1] = machine.target if named else "CURRENT"
+    return shlex.join(words) + ("" if named else "  (on that GPU)")
+
+
+def _rtx_targets() -> tuple[str, ...]:
+    """The compute capabilities that the TensorRT-RTX here can build for without such a GPU; () without it."""
+    try:
+        return features(load("tensorrt_rtx")).targets
+    except EngineUnavailable:
+        return ()
 
 
 def _asked_rtx(trt: Any, engine: Path, manifest: Manifest, machine: Machine) -> Preflight:
@@ -193,7 +205,7 @@ def _asked_rtx(trt: Any, engine: Path, manifest: Manifest, machine: Machine) -> 
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     validity, diagnostics = trt.Runtime(logger).get_engine_validity(engine.read_bytes())
     names = [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(diagnostics) & int(bit)]
-    rebuild = _rebuild(manifest, engine, machine)
+    rebuild = _rebuild(manifest, machine)
     if validity == trt.EngineValidity.VALID:
         return Preflight(engine, machine.name, "ok", (), None)
     if validity == trt.EngineValidity.SUBOPTIMAL:

@@ -33,15 +33,18 @@ def parse(onnx: str, trt: Any, builder: Any, can: Features, log: Log, name: str)
     network = builder.create_network(can.network_flags)
     parser = trt.OnnxParser(network, log.logger)
     log.begin()
-    if parser.parse_from_file(onnx):
-        return network, parser
+    parsed = parser.parse_from_file(onnx)
     first = parser.get_error(0) if parser.num_errors else None
-    where = f"node {first.node_name()!r} ({first.node_operator()}): {first.desc()}" if first else log.reason()
-    raise UserError(
-        f"{name} cannot read {onnx}: {where}",
-        "operators that its ONNX parser knows",
-        "replace that operator in the network",
-    )
+    if parsed and network.num_outputs:
+        return network, parser
+    if first is not None and first.node_operator():
+        raise UserError(
+            f"{name} cannot read {onnx}: node {first.node_name()!r} ({first.node_operator()}): {first.desc()}",
+            "operators that its ONNX parser knows",
+            "replace that operator in the network",
+        )
+    reason = "it has no output" if parsed else first.desc() if first is not None else log.reason()
+    raise UserError(f"{name} cannot read {onnx}: {reason}", "a whole ONNX file", "export the network again")
 
 
 def tensor(handle: Any) -> dict[str, Any]:

@@ -61,6 +61,23 @@ def test_profiles() -> None:
         check_profiles(((1, 1, 1), (2, 1, 4)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"workspace_mib": 0}, "engine.workspace_mib 0; 1 or more"),
+        ({"workspace_mib": -5}, "engine.workspace_mib -5"),
+        ({"optimization_level": 6}, "engine.optimization_level 6; 0 to 5"),
+        ({"time_limit_s": 0}, "engine.time_limit_s 0; seconds above 0"),
+        ({"time_limit_s": float("nan")}, "engine.time_limit_s nan"),
+    ],
+)
+def test_numbers_with_which_nothing_can_be_built(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(conv_net(tmp_path / "net.onnx"), tmp_path / "x.engine", **changes)
+    assert words in str(caught.value)
+    assert [item.name for item in tmp_path.iterdir()] == ["net.onnx"]
+
+
 def test_several_profiles_and_targets_in_one_real_engine(tmp_path: Path) -> None:
     source, heard = conv_net(tmp_path / "net.onnx"), []
     flags = BuildFlags(more_profiles=((16, 32, 64),), sparse=True, timing_cache=tmp_path / "unused")

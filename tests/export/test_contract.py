@@ -129,6 +129,8 @@ def test_the_first_parser_error_names_the_node(trt: Any, tmp_path: Path) -> None
     with pytest.raises(UserError, match=rf"tensorrt {trt.__version__} cannot read .*node 'relu1' \(Mystery\): no imp"):
         run(trt, request(tmp_path, "nonsense"))
     assert not (tmp_path / "net.engine").exists()
+    with pytest.raises(UserError, match=r"it has no output; a whole ONNX file; export the network again"):
+        run(trt, request(tmp_path, "empty"))
 
 
 def test_pinned_tactics_that_the_cache_lacks_are_an_error(trt: Any, tmp_path: Path) -> None:

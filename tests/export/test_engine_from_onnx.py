@@ -190,6 +190,12 @@ def test_missing_and_broken_onnx(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match=r"cannot read .*bad\.onnx"):
         build(tmp_path / "bad.onnx", folder / "x.engine")
+    whole = conv_net(tmp_path / "net.onnx").read_bytes()
+    for content in (whole[: len(whole) // 2], b""):
+        (tmp_path / "bad.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot read .*bad\.onnx: .*; a whole ONNX file; export") as caught:
+            build(tmp_path / "bad.onnx", folder / "x.engine")
+        assert "\n" not in str(caught.value)
     assert not (folder / "x.engine").exists()
 
 

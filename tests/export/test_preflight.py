@@ -50,6 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, installed: Any = N
 
     monkeypatch.setattr(module, "first_gpu", lambda: gpu)
     monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(module, "_rtx_targets", lambda: ("SM86", "SM89", "SM120"))
 
 
 AMPERE, ADA = Gpu("NVIDIA RTX 3090", "SM86", "13.0"), Gpu("NVIDIA L4", "SM89", "13.0")
@@ -104,7 +105,8 @@ def test_this_machine(
     assert len(told.reasons) == len(reasons), told.reasons
     for reason, expected in zip(told.reasons, reasons, strict=True):
         assert re.search(expected, reason)
-    assert (told.rebuild is None) == (status == "ok" and "slower than one built" not in str(told.reasons))
+    fits = status == "ok" and "slower than one built" not in str(told.reasons)
+    assert (told.rebuild is None) == (fits or gpu is None)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,8 @@ def test_another_gpu_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (told.status, told.reasons) == ("wrong machine", ("the GPU is SM120, the engine is for SM86 and SM89",))
     assert told.rebuild == "python -m export net.onnx x.engine --flavour tensorrt_rtx --target SM120"
     assert told.document()["engine"] == str(engine)
+    hopper = examine(engine, None, "SM90").rebuild
+    assert hopper == "python -m export net.onnx x.engine --flavour tensorrt_rtx --target CURRENT  (on that GPU)"
 
 
 @pytest.mark.parametrize(

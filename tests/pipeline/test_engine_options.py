@@ -1,0 +1,93 @@
+"""The section `engine`: what it refuses, and that every key of it reaches the builder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from export.build_flags import BuildFlags
+from pipeline import config, exporting
+
+
+class Heard:
+    """A progress that remembers."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[float, str]] = []
+        self.notes: list[str] = []
+
+    def start(self, stage: str, total: float) -> None:
+        assert total > 0
+
+    def update(self, done: float, text: str = "") -> None:
+        self.updates.append((done, text))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stop(self) -> None:
+        pass
+
+
+def test_every_key_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def build(onnx: Path, path: Path, **options: Any) -> Any:
+        options["report"](0.5, "Timing tactics")
+        asked.append(options)
+        return SimpleNamespace(notes=("a note",))
+
+    monkeypatch.setattr(exporting, "engine_from_onnx", build)
+    monkeypatch.setattr(exporting, "choose", lambda flavour, targets: SimpleNamespace(targets=targets))
+    section = config.Engine(
+        flavour="tensorrt", targets=("SM86+SM89",), precisions=("fp32",),
+        profile=config.Profile(min=1, opt=2, max=3), more_profiles=(config.Profile(min=4, opt=5, max=6),),
+        workspace_mib=7, optimization_level=5, tf32=True, version_compatible=True, hardware_compatibility="ampere_plus",
+        refit=True, sparse=True, timing_cache="cache", pin_tactics=True, time_limit_s=8,
+    )  # fmt: skip
+    graphs: Any = SimpleNamespace(
+        dense=SimpleNamespace(path=tmp_path / "a"), compact=SimpleNamespace(path=tmp_path / "b")
+    )
+    heard = Heard()
+    told = exporting.build_engines(section, graphs, exporting.CastGraphs({}, {}), "ab", tmp_path, heard).engines
+    assert [entry.target for entry in told] == ["SM86+SM89"] * 2
+    first, second = asked
+    assert first["flags"] == BuildFlags(((4, 5, 6),), True, "ampere_plus", True, True, Path("cache"), True)
+    plain = ("profile", "workspace_mib", "optimization_level", "tf32", "time_limit_s", "target", "precision")
+    assert [first[key] for key in plain] == [(1, 2, 3), 7, 5, True, 8, "SM86+SM89", "fp32"]
+    assert (first["plan_sha256"], second["plan_sha256"]) == (None, "ab")
+    assert (0.5, "dense.fp32.SM86+SM89.engine: Timing tactics") in heard.updates
+    assert (1.5, "compact.fp32.SM86+SM89.engine: Timing tactics") in heard.updates
+    assert [done for done, _ in heard.updates] == sorted(done for done, _ in heard.updates)
+    assert heard.notes[0] == "dense.fp32.SM86+SM89.engine: a note"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"targets": ("SM90",)}, "`SM90` is no target; expected one of SM75, SM80"),
+        ({"targets": ("SM86+SM86",)}, "`SM86+SM86` is no target"),
+        ({"targets": ("CURRENT+SM86",)}, "`CURRENT+SM86` is no target"),
+        ({"pin_tactics": True, "timing_cache": None}, "pin_tactics without timing_cache"),
+        ({"optimization_level": 6}, "less than or equal to 5"),
+        ({"more_profiles": (config.Profile(),)}, "is listed twice"),
+        ({"hardware_compatibility": "all"}, "Input should be 'none', 'ampere_plus' or 'same_compute_capability'"),
+    ],
+)
+def test_what_can_never_be_built(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        config.Engine(**keys)
+    assert words in str(caught.value)
+    assert caught.value.error_count() == 1
+
+
+def test_batches_that_some_profile_takes() -> None:
+    section = config.Engine(
+        profile=config.Profile(min=1, opt=1, max=1), more_profiles=(config.Profile(min=8, opt=32, max=64),)
+    )
+    assert [batch for batch in (1, 2, 7, 8, 64, 65) if section.takes(batch)] == [1, 8, 64]
+    assert config.Engine(targets=("SM86+SM89", "CURRENT")).targets == ("SM86+SM89", "CURRENT")
