@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.config_engine import Engine as Engine
 from pipeline.config_engine import Profile as Profile
 from pipeline.config_precision import PrecisionSection as PrecisionSection
+from pipeline.config_precision import Serving as Serving
 from pipeline.config_publish import Publish
 from pipeline.config_section import Fraction, NonNegative, Positive, Section, impossible, once
 
@@ -215,6 +216,7 @@ class Config(Section):
     onnx: Onnx = Field(default_factory=Onnx, description="Export to ONNX.")
     simplify: Simplify = Field(default_factory=Simplify, description="Simplification of the ONNX graphs.")
     precision: PrecisionSection = Field(default_factory=PrecisionSection, description="Lower precision in the graph.")
+    serving: Serving = Field(default_factory=Serving, description="Graphs that take pixels, beside the others.")
     engine: Engine = Field(default_factory=Engine, description="TensorRT engines.")
     check: Check = Field(default_factory=Check, description="Accuracy, latency and the verdict.")
     publish: Publish = Field(default_factory=Publish, description="What `demport publish` writes for a server.")

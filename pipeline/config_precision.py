@@ -1,4 +1,4 @@
-"""The section `precision` of the config: which lower precisions are written into graphs, and what they may cost."""
+"""The sections `precision` and `serving`: graphs in lower precision and what they may cost; graphs that take pixels."""
 
 from __future__ import annotations
 
@@ -59,4 +59,27 @@ class PrecisionSection(Section):
                     "expected a precision in graphs",
                     "list one, or remove keep_fp32",
                 )
+        return self
+
+
+class Serving(Section):
+    enabled: bool = Field(
+        default=False,
+        description="Write each graph a second time with preparation inside: `images` uint8 (batch, H, W, C) in.",
+    )
+    height: Positive | None = Field(default=None, description="Height of the images sent; null: the network's own.")
+    width: Positive | None = Field(default=None, description="Width of the images sent; null: the network's own.")
+    output: Literal["logits", "probabilities", "top_k"] = Field(
+        default="probabilities", description="What comes out; top_k: `scores` and `classes` of the `k` most probable."
+    )
+    k: Positive = Field(default=5, description="Classes of top_k.")
+    max_abs_diff: NonNegative = Field(
+        default=1e-3, description="Largest difference from answers to images prepared in Python."
+    )
+
+    @model_validator(mode="after")
+    def _a_whole_size(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            one, other = ("height", "width") if self.width is None else ("width", "height")
+            raise impossible(other, f"{one} is set and {other} is not", "expected both or none", f"set serving.{other}")
         return self

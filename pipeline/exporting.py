@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from export.engine_from_onnx import Engine, engine_from_onnx
 from export.flavours import EngineUnavailable, choose, engine_name
 from export.onnx_from_torch import OnnxGraph, onnx_from_torch
 from export.precision import CastGraph
+from export.preprocessing import ServedGraph
 from export.proof import Precision
 from export.simplify import Simplified, simplify
 from pipeline import config
@@ -52,12 +53,14 @@ class SimplifiedGraphs:
 class CastGraphs:
     """Stage 55: graphs by precision, e.g. `{"fp16": ...}`; empty where the config asks for none.
 
-    `best` is the compact network's, None where it was not asked for.
+    `best` is the compact network's, None where it was not asked for. `served`: graphs that take pixels, by network and
+    precision, e.g. `compact.fp32`.
     """
 
     dense: dict[str, CastGraph]
     compact: dict[str, CastGraph]
     best: Best | None = None
+    served: dict[str, ServedGraph] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

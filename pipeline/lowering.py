@@ -1,9 +1,9 @@
-"""Stage 55: both graphs in each lower precision that the config asks for, judged on real images."""
+"""Stage 55: both graphs in each lower precision asked for, judged on real images; and graphs that take pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from export.best import Best, fastest
 from export.graph import Array
 from export.precision import CastGraph, Images, Lowering, Rules
+from export.preprocessing import Normalisation, pixels_of, serve_pixels
 from export.quantise import Calibration
 from pipeline import config
 from pipeline.data import Dataset, Split
@@ -73,6 +74,36 @@ def lower_graphs(
         progress.stop()
     best = _best(section, graphs.compact.path, made["compact"], data.test, device, progress)
     return CastGraphs(made["dense"], made["compact"], best)
+
+
+def serve_graphs(
+    section: config.Serving, graphs: SimplifiedGraphs, lower: CastGraphs, data: Dataset, out: Path
+) -> CastGraphs:
+    """Write each graph once more so that it takes pixels: `dense.fp32.pixels.onnx`, ... Raises UserError where the
+    data are not whole levels from 0 to 255, or answers differ.
+    """
+    if not section.enabled:
+        return lower
+    normalisation = Normalisation(data.mean, data.std, data.scale)
+    pixels = pixels_of(np.asarray(samples_of(data.test)), normalisation)
+    size = None if section.height is None or section.width is None else (section.height, section.width)
+    sources = {"dense.fp32": graphs.dense.path, "compact.fp32": graphs.compact.path}
+    for role, made in (("dense", lower.dense), ("compact", lower.compact)):
+        sources |= {f"{role}.{name}": graph.path for name, graph in made.items()}
+    served = {
+        name: serve_pixels(
+            source,
+            out / f"{name}.pixels.onnx",
+            normalisation=normalisation,
+            size=size,
+            output=section.output,
+            k=section.k,
+            pixels=pixels,
+            max_abs_diff=section.max_abs_diff,
+        )
+        for name, source in sources.items()
+    }
+    return replace(lower, served=served)
 
 
 def _best(

@@ -86,7 +86,7 @@ def line(task: Task, content: Mapping[str, str], work: Workspace) -> Iterator[Do
         steps.precision,
         simplified,
         libraries="onnx onnxruntime",
-        inputs=_timed_for_best(task),
+        inputs={**_timed_for_best(task), "serving": tree["serving"]},
         code=2,
     )
     yield casts

@@ -125,10 +125,11 @@ def simplify(task: Task, exported: Done, out: Path) -> SimplifiedGraphs:
 
 def precision(task: Task, simplified: Done, out: Path) -> CastGraphs:
     from pipeline.exporting import SimplifiedGraphs
-    from pipeline.lowering import lower_graphs
+    from pipeline.lowering import lower_graphs, serve_graphs
 
-    graphs = simplified.result(SimplifiedGraphs)
-    return lower_graphs(task.config.precision, graphs, task.data(), task.device, out, task.progress)
+    graphs, config = simplified.result(SimplifiedGraphs), task.config
+    lower = lower_graphs(config.precision, graphs, task.data(), task.device, out, task.progress)
+    return serve_graphs(config.serving, graphs, lower, task.data(), out)
 
 
 def engine(task: Task, cut: Done, simplified: Done, casts: Done, out: Path) -> Engines:

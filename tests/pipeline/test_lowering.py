@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from pipeline.data import Dataset
 from pipeline.data.arrays import dataset
 from pipeline.data.sources import Raw
 from pipeline.exporting import CastGraphs, SimplifiedGraphs, export_graphs, samples_of, simplify_graphs
-from pipeline.lowering import images_of, lower_graphs
+from pipeline.lowering import images_of, lower_graphs, serve_graphs
 from pipeline.progress import Silent
 
 
@@ -132,3 +133,17 @@ def test_a_graph_that_does_not_hold_is_said_and_is_never_best(
     assert made.best is not None and made.best.precision == "fp32"
     told = {item.precision: item.reason for item in made.best.candidates}
     assert told == {"fp32": None, "int8": "loses 7.50 points, 1 allowed"}
+
+
+def test_each_graph_once_more_for_pixels(graphs: SimplifiedGraphs, data: Dataset, tmp_path: Path) -> None:
+    lower = lowered(graphs, data, tmp_path, graphs=("bf16",))
+    assert serve_graphs(config.Serving(), graphs, lower, data, tmp_path) is lower
+    section = config.Serving(enabled=True, height=16, width=12, output="top_k", k=2)
+    made = serve_graphs(section, graphs, lower, data, tmp_path)
+    assert sorted(made.served) == ["compact.bf16", "compact.fp32", "dense.bf16", "dense.fp32"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "compact.fp32.pixels.onnx"))
+    pixels, labels = images(40, 7)
+    large = pixels.repeat(2, axis=1)[:, :, :, None].repeat(2, axis=2)[:, :, 2:14]
+    scores, classes = session.run(["scores", "classes"], {"images": np.ascontiguousarray(large)})
+    assert scores.shape == classes.shape == (40, 2) and classes.dtype == np.int64
+    assert np.mean(classes[:, 0] == labels) > 0.8
