@@ -58,7 +58,7 @@ from pipeline.explaining import explanations
 from pipeline.exporting import ROLES, EngineResult, Role
 from pipeline.hops import Images, by_class, drops, hop_entry, keep_images, metric_of, own_metric, said, worst_images
 from pipeline.measured_engines import write_measured
-from pipeline.measuring import Bench, Graphs, Hop, Results, engine_name, hops_of, pairs_of
+from pipeline.measuring import Bench, Graphs, Hop, Latencies, Pair, Results, engine_name, hops_of, pairs_of
 from pipeline.progress import Progress
 from runtime.accuracy import Accuracy
 from runtime.backend import DeviceName
@@ -120,39 +120,28 @@ def check(
     results, latency = bench.measure(hops, pairs, progress)
     through_torch = _through_torch(results["dense"]), _through_torch(results["compact"])
     difference = paired_accuracy(through_torch[0].correct, through_torch[1].correct)
-    models = {
-        role: {
-            **_sizes(networks[role], bench.input_shape),
-            **_files(role, graphs, engines),
-            **_accuracies(results[role], metric),
-        }
-        for role in ROLES
-    }
+    sizes = {role: _sizes(networks[role], bench.input_shape) | _files(role, graphs, engines) for role in ROLES}
+    models = {role: sizes[role] | _accuracies(results[role], metric) for role in ROLES}
     gated = latency["onnxruntime"]["fp32"][f"b{section.gate_batch}"]
     losses = drops(hops["compact"], results["compact"], through_torch[0])
-    broken = next(((hop, drop) for hop, drop in losses if drop > section.gates.max_accuracy_drop), None)
     ruling = verdict([
         *_accuracy_gates(section, difference, losses, models),
         *_other_gates(section, gated, max_abs_diff, engines),
     ])  # fmt: skip
+    limit_pp = section.gates.max_accuracy_drop
+    broken = next(((hop, drop) for hop, drop in losses if drop > limit_pp), None)
+    lines = [(role, hop) for role in ROLES for hop in hops[role] if hop.source]
     document = {
         "schema": 1,
         "environment": environment(),
         "models": models,
         "accuracy_difference": asdict(difference),
         "classes": by_class(images, *through_torch),
-        "hops": [
-            hop_entry(role, hop, results[role], section.gates.max_accuracy_drop)
-            for role in ROLES
-            for hop in hops[role]
-            if hop.source
-        ],
-        "broken": _broken(broken, section.gates.max_accuracy_drop),
+        "hops": [hop_entry(role, hop, results[role], limit_pp) for role, hop in lines],
+        "broken": _broken(broken, limit_pp),
         "worst": _worst(broken[0] if broken else None, through_torch, results, test, images, out),
         "latency": latency,
-        "reference": bench.against_reference(),
-        "concurrency": bench.concurrency(pairs["onnxruntime", "fp32"]),
-        "why": explanations(bench, pairs, latency, models),
+        **_load_and_layers(bench, pairs, latency, models, progress),
         "engines": [_engine(result, results[result.model], bench.gpu) for result in engines],
         "verdict": asdict(ruling),
     }
@@ -161,6 +150,24 @@ def check(
     write_measured(document, engines, out)
     speedup = float(gated["speedup"]["ratio"])
     return Checked(path, ruling.status, through_torch[0].top1, through_torch[1].top1, speedup)
+
+
+def _load_and_layers(
+    bench: Bench,
+    pairs: Mapping[tuple[str, str], Pair],
+    latency: Latencies,
+    models: Mapping[Role, Mapping[str, Any]],
+    progress: Progress,
+) -> dict[str, Any]:
+    progress.start("check: several sessions at once, and layer by layer", 2)
+    try:
+        concurrency, reference = bench.concurrency(pairs["onnxruntime", "fp32"]), bench.against_reference()
+        progress.update(1)
+        why = explanations(bench, pairs, latency, models)
+        progress.update(2)
+    finally:
+        progress.stop()
+    return {"reference": reference, "concurrency": concurrency, "why": why}
 
 
 def _through_torch(results: Results) -> Accuracy:

@@ -28,7 +28,7 @@ class Row:
     accuracy: str
     p50: str
     p50_ms: float | None
-    share: str
+    share: tuple[str, str] | None
     macs: str
     size: str
     verdict: str
@@ -114,13 +114,13 @@ def _latency(figures: Latency, role: Role, relative: bool) -> tuple[float, tuple
     return (100.0, None) if role == "dense" else (100 / speedup.ratio, (100 / high, 100 / low))
 
 
-def _share(same: Sequence[view.LatencyRow], role: Role) -> str:
-    """Compact's p50 in percent of the dense one's, with the 95 % interval of their ratio."""
+def _share(same: Sequence[view.LatencyRow], role: Role) -> tuple[str, str] | None:
+    """Compact's p50 in percent of the dense one's, and the 95 % interval."""
     speedup = same[0].figures.speedup if same else None
     if role == "dense" or speedup is None:
-        return ""
+        return None
     low, high = (100 / edge for edge in reversed(speedup.ci95))
-    return f"{100 / speedup.ratio:.1f}{numbers.GAP}% {numbers.between(low, high, 1)}"
+    return f"{100 / speedup.ratio:.1f}{numbers.GAP}% of dense", numbers.between(low, high, 1)
 
 
 def _rows(name: str, source: view.Source, first: view.Source, headline: view.LatencyRow, relative: bool) -> list[Row]:

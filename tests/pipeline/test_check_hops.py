@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import measuring
 from pipeline.hops import Images
 from pipeline.report.speed_schema import Concurrency
+from runtime.concurrency import under_load
 from tests.pipeline.test_check import SECTION, Wrong, run
 from tests.runtime.nets import Net, write_onnx
 
 
-def test_the_network_before_the_cut_and_throughput(tmp_path: Path) -> None:
+def test_the_network_before_the_cut_and_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "under_load", partial(under_load, rounds=5, window_s=0.01))
     _, document = run(tmp_path, masked=Wrong(), batch_sizes=(4,), streams=(1, 2))
     accuracy = document["models"]["compact"]["accuracy"]
     assert list(accuracy)[:2] == ["masked", "torch"] and accuracy["masked"] < accuracy["torch"] == 0.9

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.report.compare import compare
 from pipeline.report.render import render
 from tests.pipeline.report.check_document import check, gate, latency
 from tests.pipeline.report.run_folder import STAGES, write_run
@@ -35,7 +36,7 @@ const widths = %s, found = [];
 for (const width of widths) {
   const frame = document.createElement("iframe");
   frame.style = `width:${width}px;height:900px;border:0`;
-  frame.src = "report.html";
+  frame.src = "%s";
   frame.onload = () => {
     const page = frame.contentDocument;
     page.querySelectorAll("details").forEach(one => { one.open = true; });
@@ -56,9 +57,11 @@ for (const width of widths) {
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
 
-def look(run: Path, profile: Path, widths: tuple[int, ...]) -> tuple[list[dict[str, int]], str]:
+def look(
+    run: Path, profile: Path, widths: tuple[int, ...], page: str = "report.html"
+) -> tuple[list[dict[str, int]], str]:
     """What the probe tells for each width, and what the browser logged."""
-    (run / "probe.html").write_text(PROBE % list(widths), encoding="utf-8")
+    (run / "probe.html").write_text(PROBE % (list(widths), page), encoding="utf-8")
     command = [
         str(BROWSER),
         *FLAGS,
@@ -94,3 +97,12 @@ def test_report_of_an_unfinished_run_fits_too(tmp_path: Path) -> None:
     seen, log = look(run, tmp_path / "profile", (390, 1280))
     assert {one["width"]: one["scroll"] for one in seen} == {390: 390, 1280: 1280}
     assert all(one["images"] == 1 for one in seen) and "CONSOLE" not in log
+
+
+def test_runs_beside_each_other_fit_every_width(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("a_run_with_a_name_longer_than_a_phone_is_wide" * 2, "two")]
+    compare(runs, tmp_path / "compare.html")
+    seen, log = look(tmp_path, tmp_path / "profile", (390, 1280, 1920), "compare.html")
+    assert {one["width"]: one["scroll"] for one in seen} == {390: 390, 1280: 1280, 1920: 1920}
+    assert all(one["images"] == 1 and one["broken"] == one["requests"] == 0 for one in seen)
+    assert all(one["spill"] <= 0 for one in seen) and "CONSOLE" not in log

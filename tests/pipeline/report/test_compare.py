@@ -56,7 +56,7 @@ def test_the_page_holds_every_figure_and_asks_nothing_of_the_network(runs: list[
     assert page.addresses and all(address.startswith("data:") for address in page.addresses)
     assert "4: two, compact (best)98.99 %" in page.text and "measured on Other CPU" in page.text
     markdown = told.markdown.read_text("utf-8").replace("\N{NO-BREAK SPACE}", " ")
-    row = "98.99 % (97.4 to 99.6) | 0.800 ms | 42.1 % (41.2 to 42.8) | 5.00 M | 724 KiB | inconclusive |"
+    row = "98.99 % (97.4 to 99.6) | 0.800 ms | 42.1 % of dense (41.2 to 42.8) | 5.00 M | 724 KiB | inconclusive |"
     assert f"| two, compact (best) | {row}  |" in markdown
     assert markdown.count("\n| ") == 9
 
