@@ -27,8 +27,8 @@ from export.files import write_json
 from export.flavours import EngineUnavailable, load
 from export.gpu import first_gpu
 from export.inspector import engine_layers, engine_proof
+from export.proof import Precision, Proof, check, document
 from export.trt_network import layer_table, network_proof, parse, tensor
-from export.proof import Precision, check, document
 from runtime.errors import UserError
 
 
@@ -55,10 +55,8 @@ def build(request: Request, trt: Any, log: Log) -> dict[str, Any]:
         if cache is not None:
             timing_cache.save(config, cache, log)
         del attached, parser
-    inspected = _inspect(request, trt, plan, log)
-    if inspected is not None:
-        proof = engine_proof(inspected, precision)
-        check(proof, f"the engine from {request.onnx}")
+    proof = _inspected(request, trt, plan, log) or proof
+    check(proof, f"the engine from {request.onnx}")
     return {
         "ok": True,
         "version": can.version,
@@ -109,8 +107,12 @@ def _refusal(request: Request, can: Features, reason: str) -> UserError:
     return UserError(found, "a network that this target supports", remedy)
 
 
-def _inspect(request: Request, trt: Any, plan: Any, log: Log) -> str | None:
-    """The inspector's JSON, also written to `request.layers`; None where no GPU of this machine can load the engine."""
+def _inspected(request: Request, trt: Any, plan: Any, log: Log) -> Proof | None:
+    """The engine's own proof; what its inspector tells of each layer goes to `request.layers`.
+
+    None where no GPU of this machine can load the engine, and, with a note, where it does not load all the same or its
+    inspector tells no types: then the strongly typed network stays the proof.
+    """
     gpu = first_gpu()
     if gpu is None or (request.targets and gpu.target not in request.targets):
         return None
@@ -123,8 +125,16 @@ def _inspect(request: Request, trt: Any, plan: Any, log: Log) -> str | None:
         log.note(f"the engine was built, but this GPU did not load it for inspection: {log.reason()}")
         return None
     text = str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
-    write_json(Path(request.layers), {"schema": 1, "layers": engine_layers(text)})
-    return text
+    try:
+        write_json(Path(request.layers), {"schema": 1, "layers": engine_layers(text)})
+        proof = engine_proof(text, cast(Precision, request.precision))
+    except UserError as error:
+        log.note(f"{error.found}; the types are those of the network")
+        return None
+    if not proof.products:
+        log.note("the engine inspector tells no types of convolutions or matrix products; they are the network's")
+        return None
+    return proof
 
 
 def _die_with_parent() -> None:

@@ -208,6 +208,43 @@ class Builder(Guarded):
         return memoryview(b"engine")
 
 
+class EngineInspector(Guarded):
+    """Tells of one convolution in the schema of its version; `_kind` is the type it runs in."""
+
+    _kind = "Float"
+
+    def get_engine_information(self, form: Any) -> str:
+        assert form == self._trt.LayerInformationFormat.JSON
+        layer: dict[str, Any] = {"Name": "conv1", "LayerType": "CaskConvolution"}
+        if self._trt.__version__.startswith("10."):
+            layer["Inputs"] = [{"Name": "input", "Format/Datatype": f"Row major linear {self._kind} format"}]
+            return json.dumps({"Layers": [layer], "Bindings": ["input", "logits"]})
+        layer["Inputs"] = [{"Name": "input", "Format": "LINEAR", "DataType": self._kind}]
+        return json.dumps({"Layers": [layer], "I/O Tensors": [{"Name": "input"}, {"Name": "logits"}]})
+
+
+class ICudaEngine(Guarded):
+    def create_engine_inspector(self) -> Any:
+        return self._trt.EngineInspector()
+
+
+class Runtime(Guarded):
+    """Takes the builder's engine; one that is version-compatible only where its code is allowed."""
+
+    engine_host_code_allowed = False
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, plan: memoryview) -> Any:
+        flags = self._trt.configs[-1]._flags
+        if self._trt.BuilderFlag.VERSION_COMPATIBLE in flags and not self.engine_host_code_allowed:
+            self._logger.log(self._trt.ILogger.Severity.ERROR, "host code is not allowed")
+            return None
+        assert bytes(plan) == b"engine"
+        return self._trt.ICudaEngine()
+
+
 class IProgressMonitor:
     """A base to derive from, as the real one."""
 
@@ -226,7 +263,7 @@ class ILogger:
 
 STOOD_IN_FOR = (
     ITensor, ILayer, IConvolutionLayer, INetworkDefinition, ParserError, OnnxParser, ITimingCache,
-    IOptimizationProfile, IBuilderConfig, Builder,
+    IOptimizationProfile, IBuilderConfig, Builder, EngineInspector, ICudaEngine, Runtime,
 )  # fmt: skip
 
 

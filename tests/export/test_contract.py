@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from export import build_engine
 from export.build_config import Request
 from export.build_log import Log
 from export.features import features
+from export.gpu import Gpu
 from runtime.errors import UserError
 from tests.export import standins
 from tests.export.engines import needs_rtx
@@ -149,6 +151,47 @@ def test_a_cache_of_another_version_is_told_and_replaced(trt: Any, tmp_path: Pat
     answer, _ = run(trt, request(tmp_path, timing_cache=str(cache)))
     assert answer["notes"][0].startswith("the timing cache cache.timing is not one of this TensorRT and GPU")
     assert f"{trt.__version__} conv1".encode() in cache.read_bytes()
+
+
+def test_on_a_gpu_the_engine_itself_is_the_proof(trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_engine, "first_gpu", lambda: Gpu("NVIDIA L4", "SM89", "13.0"))
+    answer, _ = run(trt, request(tmp_path, version_compatible=True))
+    assert answer["proof"]["source"] == "engine"
+    assert answer["proof"]["products"] == {"fp32": 1}
+    assert json.loads((tmp_path / "layers.json").read_text())["layers"][0]["Name"] == "conv1"
+    with pytest.raises(UserError, match=r"the engine from .* has convolutions .* another type: 1 in float32, 100%"):
+        run(trt, request(tmp_path, "HALF", precision="fp16"))
+    monkeypatch.setattr(trt.EngineInspector, "_kind", "Half")
+    assert run(trt, request(tmp_path, "HALF", precision="fp16"))[0]["proof"]["share"] == 1.0
+
+
+def test_a_gpu_that_does_not_load_the_engine_is_noted(
+    trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_engine, "first_gpu", lambda: Gpu("NVIDIA L4", "SM89", "13.0"))
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", lambda runtime, plan: None)
+    answer, _ = run(trt, request(tmp_path))
+    assert answer["proof"]["source"] == "network"
+    assert answer["notes"] == [
+        "the engine was built, but this GPU did not load it for inspection: TensorRT gives no reason"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ('{"Layers": ["conv1"], "Bindings": []}', "the engine inspector tells no types"),
+        ("{}", "the engine inspector's answer has no Layers"),
+    ],
+)
+def test_an_inspector_that_tells_no_types_is_noted(
+    trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, words: str
+) -> None:
+    monkeypatch.setattr(build_engine, "first_gpu", lambda: Gpu("NVIDIA L4", "SM89", "13.0"))
+    monkeypatch.setattr(trt.EngineInspector, "get_engine_information", lambda inspector, form: told)
+    answer, _ = run(trt, request(tmp_path))
+    assert (answer["proof"]["source"], answer["proof"]["products"]) == ("network", {"fp32": 1})
+    assert answer["notes"][0].startswith(words)
 
 
 def test_what_10_has_and_11_lacks_is_absent_from_the_stand_ins() -> None:

@@ -33,15 +33,15 @@ def proof_of(path: Path, precision: Precision) -> Proof:
     return network_proof(network, trt, precision)
 
 
-def quantized(path: Path, which: Sequence[str]) -> Path:
-    """`conv_net` with Q/DQ pairs before the data and the weights of the named convolutions."""
+def quantized(path: Path, which: Sequence[str], inputs: int = 2) -> Path:
+    """`conv_net` with Q/DQ pairs before the data, and with 2 `inputs` before the weights, of the named convolutions."""
     model = onnx.load(str(conv_net(path)))
     graph = model.graph
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.05, np.float32), "scale"))
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int8), "zero"))
     nodes = []
     for node in graph.node:
-        for index in range(2) if node.name in which else ():
+        for index in range(inputs) if node.name in which else ():
             source = node.input[index]
             made = onnx.helper.make_node
             nodes.append(made("QuantizeLinear", [source, "scale", "zero"], [f"{source}_q"], name=f"{source}_quantize"))
@@ -71,6 +71,13 @@ def test_int8_is_seen_through_the_pairs(tmp_path: Path) -> None:
     assert told.share == round((CONV1 + CONV2) / (CONV1 + CONV2 + FC), 6)
     assert told.quantizes == 8
     check(told, "net.onnx")
+
+
+def test_int8_data_with_weights_in_fp32_is_no_int8(tmp_path: Path) -> None:
+    told = proof_of(quantized(tmp_path / "net.onnx", ["conv1", "conv2"], inputs=1), "int8")
+    assert (told.products, told.share, told.quantizes) == ({"fp32": 3}, 0.0, 4)
+    with pytest.raises(UserError, match="3 in float32, 100% of the multiply-accumulates"):
+        check(told, "net.onnx")
 
 
 def test_int8_in_the_smaller_layer_only_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ LARGE = {"x": Limits((1, 3), (64, 3), (256, 3))}
 def test_the_one_tuned_nearest(batch: int, index: int) -> None:
     assert choose_profile("net", [ONE, SMALL, LARGE], {"x": (batch, 3)}) == index
     assert choose_profile("net", [LARGE], {"x": (batch, 3)}) == 0
+    assert choose_profile("net", [LARGE, SMALL, ONE], {"x": (batch, 3)}) == 2 - index
 
 
 def test_every_input_must_fit() -> None:
