@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,9 @@ def _providers(device: DeviceName, tensorrt: bool) -> list[str | tuple[str, dict
                 "install onnxruntime-gpu, or use device cpu",
             )
     wanted = [_TENSORRT] * tensorrt + [_CUDA] * (device != "cpu" and _CUDA in available)
+    if wanted and hasattr(ort, "preload_dlls"):
+        with redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()  # CUDA and cuDNN of the Python packages that torch brings
     return [*((provider, _OPTIONS[provider]) for provider in wanted), "CPUExecutionProvider"]
 
 

@@ -78,10 +78,13 @@ def test_an_input_type_numpy_lacks(tmp_path: Path) -> None:
 def test_providers_in_the_order_they_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
     every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    preloaded: list[bool] = []
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: every)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: preloaded.append(True), raising=False)
     assert ort_backend._providers("auto", False) == [cuda, "CPUExecutionProvider"]
     assert ort_backend._providers("cpu", False) == ["CPUExecutionProvider"]
     assert ort_backend._providers("cuda", True) == [("TensorrtExecutionProvider", {}), cuda, "CPUExecutionProvider"]
+    assert len(preloaded) == 2  # not for the CPU alone
     with pytest.raises(UserError, match="device cpu for the TensorRT provider"):
         ort_backend._providers("cpu", True)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
