@@ -41,7 +41,9 @@ def gate(request: Request) -> dict[str, Any]:
     if request.update:
         known = read_baseline(request.baseline) if request.baseline.exists() else None
         new = updated(report, known)
-        changed = changes(known, new, report["environment"]["fingerprint"])
+        device = report["environment"]["fingerprint"]
+        doubtful = [f"doubtful: {one}" for one in new.devices[device].doubts]
+        changed = [*doubtful, *changes(known, new, device)]
         if not request.accept(changed):
             raise UserError("the figures were not accepted", "a yes", f"{request.baseline} is as it was")
         _write(request.baseline, new.text())

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from runtime.conditions import complaints
 from runtime.errors import UserError
 from runtime.gate import Gate, Status, Verdict, verdict
 
@@ -48,6 +49,9 @@ class Rules(_Part):
     reference: Rule | None = Rule(relative=0.05, absolute=0.05)
     p50_ms: Rule | None = Rule(relative=0.10, absolute=0.05)
     ratios_on: Literal["same device", "any device"] = "same device"
+    least_ms: Amount = 0.02
+    """A ratio is worse only where compact lost at least this much a launch: the ratio of two networks that take some
+    hundredths of a millisecond differs by a fifth from one process to the next."""
 
 
 class Device(_Part):
@@ -57,6 +61,8 @@ class Device(_Part):
     figures: dict[str, Figure]
     reference_sha256: str | None = None
     """Of the model that `reference` is the ratio to."""
+    doubts: list[str] = []
+    """What made the figures doubtful when they were measured: a busy or throttled machine."""
 
 
 class Baseline(_Part):
@@ -121,7 +127,9 @@ def updated(report: Report, baseline: Baseline | None) -> Baseline:
     environment = dict(report["environment"])
     sha256 = (report.get("reference") or {}).get("sha256")
     figures = figures_of(report)
-    kept[environment["fingerprint"]] = Device(environment=environment, figures=figures, reference_sha256=sha256)
+    kept[environment["fingerprint"]] = Device(
+        environment=environment, figures=figures, reference_sha256=sha256, doubts=doubts_of(report)
+    )
     rules = Rules() if baseline is None else baseline.rules
     return Baseline(schema=1, name=report["name"], rules=rules, devices=kept)
 
@@ -146,7 +154,7 @@ def judge(report: Report, baseline: Baseline) -> Verdict:
                 other = "another reference model than the baseline's was measured: write it anew with --update"
                 gates.append(Gate(f"baseline.{name}", "inconclusive", now.get(name), None, other))
                 continue
-            gates.append(_against(name, before, rule, accepted.figures, now, report))
+            gates.append(_against(name, before, rule, accepted, now, report, baseline.rules))
     return verdict(gates)
 
 
@@ -157,7 +165,7 @@ def _holds_anywhere(kind: str, rules: Rules) -> bool:
 
 
 def _against(
-    name: str, before: float, rule: Rule, figures: Mapping[str, float], now: Mapping[str, float], report: Report
+    name: str, before: float, rule: Rule, accepted: Device, now: Mapping[str, float], report: Report, rules: Rules
 ) -> Gate:
     """One figure against the baseline. For accuracy and ratios of speed more is better, for all else less."""
     kind, _, where = name.partition(".")
@@ -170,30 +178,60 @@ def _against(
     status: Status = "pass"
     told = f"{value:g}, was {before:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
     if value < limit if more_is_better else value > limit:
-        doubt = _doubt(kind, where, limit, figures, now, rule, report)
-        status = "inconclusive" if doubt else "fail"
-        told += f"; {doubt}" if doubt else ""
+        small = _too_small(kind, where, value / before, report, rules) if kind in ("speedup", "reference") else ""
+        doubt = "" if small else _doubt(kind, where, limit, accepted, now, rule, report)
+        status = "pass" if small else "inconclusive" if doubt else "fail"
+        told += f"; {small or doubt}" if small or doubt else ""
     return Gate(f"baseline.{name}", status, value, limit, told)
+
+
+def _measured(kind: str, where: str, report: Report) -> Mapping[str, Any]:
+    """The entry that a ratio comes from."""
+    return report["reference"] if kind == "reference" else dict(_latencies(report))[where]
+
+
+def _too_small(kind: str, where: str, share: float, report: Report, rules: Rules) -> str:
+    """Why a ratio beyond its limit does not matter: compact lost too few milliseconds; "" where it does.
+
+    share: the ratio over the baseline's.
+    """
+    p50_ms = float(_measured(kind, where, report)["compact"]["p50_ms"])
+    lost_ms = p50_ms * (1 - share)
+    return f"compact lost {lost_ms:.3g} ms, less than least_ms" if lost_ms < rules.least_ms else ""
+
+
+def doubts_of(report: Report) -> list[str]:
+    """What made the run's latencies doubtful, each once."""
+    states = [
+        measured["protocol"]["conditions"]
+        for _, measured in _latencies(report)
+        if measured.get("protocol") and measured["protocol"].get("conditions")
+    ]
+    worst = {one.split(" took ")[0]: one for state in states for one in complaints(state)}
+    return list(worst.values())
 
 
 def _doubt(
     kind: str,
     where: str,
     limit: float,
-    figures: Mapping[str, float],
+    accepted: Device,
     now: Mapping[str, float],
     rule: Rule,
     report: Report,
 ) -> str:
     """Why a figure beyond its limit may be noise of a busy machine; "" where it may not."""
     if kind in ("speedup", "reference"):
-        measured = (report["reference"] if kind == "reference" else dict(_latencies(report))[where])["speedup"]
-        low, high = measured["ci95"]
-        return f"its interval {low:.2f} to {high:.2f} still holds the limit" if high >= limit else ""
+        low, high = _measured(kind, where, report)["speedup"]["ci95"]
+        if high >= limit:
+            return f"its interval {low:.2f} to {high:.2f} still holds the limit"
+        if found := doubts_of(report):
+            return f"the machine was not itself: {'; '.join(found)}"
+        return f"the baseline is doubtful: {'; '.join(accepted.doubts)}" if accepted.doubts else ""
     best = f"best_ms.{where}"
-    if kind == "p50_ms" and best in figures and best in now:
-        allowed = max(rule.relative * figures[best], rule.absolute)
-        if now[best] <= figures[best] + allowed:
+    if kind == "p50_ms" and best in accepted.figures and best in now:
+        allowed = max(rule.relative * accepted.figures[best], rule.absolute)
+        if now[best] <= accepted.figures[best] + allowed:
             return f"the fastest sample is as fast as before ({now[best]:g} ms): the machine may be busy"
     return ""
 

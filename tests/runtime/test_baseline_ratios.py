@@ -11,7 +11,7 @@ from tests.runtime.test_baseline import Report, entry_of, report, statuses
 def with_reference(ratio: float, low: float, high: float, sha256: str = "ab" * 32) -> Report:
     document = report()
     speedup = {"ratio": ratio, "ci95": [low, high]}
-    return {**document, "reference": {"batch": 32, "sha256": sha256, "speedup": speedup}}
+    return {**document, "reference": {"batch": 32, "sha256": sha256, "compact": {"p50_ms": 1.0}, "speedup": speedup}}
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,44 @@ def test_ratios_hold_on_any_device_where_the_rules_say_so(ratio: float, status: 
     told = judge(document, kept.model_copy(update={"rules": absolute}))
     assert statuses(told)["device"] == "inconclusive" and statuses(told)["speedup.onnxruntime.fp32.b32"] == status
     assert "speedup.onnxruntime.fp32.b32" not in statuses(judge(document, kept))
+
+
+@pytest.mark.parametrize(("p50_ms", "status"), [(0.09, "fail"), (0.07, "pass"), (0.03, "pass")])
+def test_a_ratio_of_hundredths_of_a_millisecond_does_not_cry_wolf(p50_ms: float, status: str) -> None:
+    """1.5 after 2.0: a quarter of compact's time was lost, which is 0.0225, 0.0175 and 0.0075 ms; 0.02 count."""
+    document = report()
+    entry_of(document)["compact"] = {"p50_ms": p50_ms, "best_ms": p50_ms}
+    entry_of(document)["speedup"] = {"ratio": 1.5, "ci95": [1.45, 1.55]}
+    verdict = judge(document, updated(report(), None))
+    assert statuses(verdict)["speedup.onnxruntime.fp32.b32"] == status
+    gate = next(gate for gate in verdict.gates if gate.name.startswith("baseline.speedup"))
+    assert ("less than least_ms" in gate.reason) == (status == "pass")
+
+
+def busy(document: Report, others_busy_pct: float) -> Report:
+    state = {"before": {"governor": None}, "others_busy_pct": others_busy_pct, "stolen_pct": 0.0, "gpus": []}
+    entry_of(document)["protocol"] = {"conditions": state}
+    return document
+
+
+def slower() -> Report:
+    document = report()
+    entry_of(document)["speedup"] = {"ratio": 1.5, "ci95": [1.45, 1.55]}
+    return document
+
+
+def test_a_slower_ratio_on_a_busy_machine_is_inconclusive() -> None:
+    quiet = updated(busy(report(), 2.0), None)
+    assert statuses(judge(busy(slower(), 3.0), quiet))["speedup.onnxruntime.fp32.b32"] == "fail"
+    verdict = judge(busy(slower(), 45.0), quiet)
+    assert verdict.status == "inconclusive"
+    assert any("other processes took 45 % of the cores" in gate.reason for gate in verdict.gates)
+    assert judge(busy(report(), 45.0), quiet).status == "pass"
+
+
+def test_a_baseline_taken_on_a_busy_machine_says_so() -> None:
+    doubtful = updated(busy(report(), 30.0), None)
+    assert doubtful.devices["aaaa"].doubts == ["other processes took 30 % of the cores"]
+    verdict = judge(busy(slower(), 0.0), doubtful)
+    assert verdict.status == "inconclusive"
+    assert any("the baseline is doubtful: other processes took 30 %" in gate.reason for gate in verdict.gates)
