@@ -59,7 +59,7 @@ def ours(folder: Path, images: int) -> list[Point]:
     def timed(step: str, action: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         result = action()
-        points.append({"tool": "demport", "step": step, "seconds": time.perf_counter() - started, "reason": None})
+        points.append({"tool": "demport", "step": step, "time_s": time.perf_counter() - started, "reason": None})
         return result
 
     network = dying_resnet50()
@@ -120,17 +120,17 @@ def peers(python: Path | None, folder: Path) -> list[Point]:
     files = {"onnx": folder / "exported.onnx", "images": folder / "images.npy", "olive": folder / "olive.json"}
     write_json(files["olive"], olive_config(files["onnx"], folder / "olive"))
     for step, (tool, arguments) in PEERS.items():
-        point: Point = {"tool": tool, "step": step.strip(), "seconds": None, "reason": "no --peers given"}
+        point: Point = {"tool": tool, "step": step.strip(), "time_s": None, "reason": "no --peers given"}
         if python is not None:
             out = folder / f"peer.{step.strip()}.onnx"
             words = arguments.format(out=out, **files).split()
             started = time.perf_counter()
             done = subprocess.run([python, *words], capture_output=True, text=True, check=False, cwd=folder)
-            point["seconds"] = time.perf_counter() - started
+            point["time_s"] = time.perf_counter() - started
             point["reason"] = None
             if done.returncode:
                 said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-                point |= {"seconds": None, "reason": (said[-1] if said else f"exit {done.returncode}")[:200]}
+                point |= {"time_s": None, "reason": (said[-1] if said else f"exit {done.returncode}")[:200]}
         points.append(point)
     return points
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         started = time.perf_counter()
         points = ours(Path(name), options.images)
-        whole: Point = {"tool": "demport", "step": "all", "seconds": time.perf_counter() - started, "reason": None}
+        whole: Point = {"tool": "demport", "step": "all", "time_s": time.perf_counter() - started, "reason": None}
         whole["peak_gib"] = peak_gib()
         others = peers(options.peers, Path(name))
     document = {
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     write_json(options.out, document)
     print(json.dumps(whole), file=sys.stderr)
-    kept = whole["seconds"] <= LIMIT_S and whole["peak_gib"] <= LIMIT_GIB
+    kept = whole["time_s"] <= LIMIT_S and whole["peak_gib"] <= LIMIT_GIB
     return EXIT_PASS if kept else EXIT_GATE_FAILED
 
 

@@ -30,6 +30,7 @@ UNITS = {
     "ms": "ms",
     "us": "µs",
     "s": "s",
+    "gib": "GiB",
     "mib": "MiB",
     "kib": "KiB",
     "bytes": "bytes",

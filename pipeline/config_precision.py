@@ -31,7 +31,7 @@ class PrecisionSection(Section):
     max_accuracy_drop: NonNegative = Field(
         default=1.0, description="Percentage points a graph may lose against its own fp32 one."
     )
-    keep_fp32: Literal["auto"] | tuple[str, ...] = Field(
+    keep_fp32: str | tuple[str, ...] = Field(
         default="auto",
         description="Layers that stay in fp32, by the name of their weight; auto: the most sensitive, as few as hold "
         "`max_accuracy_drop`.",
@@ -42,6 +42,11 @@ class PrecisionSection(Section):
     best_threads: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="Threads that `best` times with.")
 
     @property
+    def kept(self) -> Literal["auto"] | tuple[str, ...]:
+        """`keep_fp32`, whose only text is auto."""
+        return "auto" if isinstance(self.keep_fp32, str) else self.keep_fp32
+
+    @property
     def written(self) -> tuple[Lower, ...]:
         """The precisions graphs are written in."""
         listed = tuple(name for name in self.graphs if name != "best")
@@ -50,15 +55,19 @@ class PrecisionSection(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         once("graphs", self.graphs)
-        if self.keep_fp32 != "auto":
-            once("keep_fp32", self.keep_fp32)
-            if not self.written and self.keep_fp32:
-                raise impossible(
-                    "keep_fp32",
-                    "keep_fp32 names layers, and no lower precision is written",
-                    "expected a precision in graphs",
-                    "list one, or remove keep_fp32",
-                )
+        if isinstance(self.keep_fp32, str):
+            if self.keep_fp32 != "auto":
+                found, remedy = f"keep_fp32 is {self.keep_fp32}", f"write [{self.keep_fp32}]"
+                raise impossible("keep_fp32", found, "expected auto or a list of layers", remedy)
+            return self
+        once("keep_fp32", self.keep_fp32)
+        if not self.written and self.keep_fp32:
+            raise impossible(
+                "keep_fp32",
+                "keep_fp32 names layers, and no lower precision is written",
+                "expected a precision in graphs",
+                "list one, or remove keep_fp32",
+            )
         return self
 
 

@@ -56,7 +56,7 @@ def lower_graphs(
 ) -> CastGraphs:
     """Write both graphs in each lower precision: `dense.fp16.onnx`, ... Raises UserError."""
     calibration = Calibration(section.calibration.method, section.calibration.percentile)
-    rules = Rules(section.max_accuracy_drop, section.keep_fp32, calibration)
+    rules = Rules(section.max_accuracy_drop, section.kept, calibration)
     images = images_of(section, data)
     made: dict[str, dict[str, CastGraph]] = {"dense": {}, "compact": {}}
     sources = {"dense": graphs.dense.path, "compact": graphs.compact.path}

@@ -13,6 +13,7 @@ from pipeline.config_file import load_config
 from pipeline.workspace import CONFIG, STAGES
 from runtime.errors import UserError
 
+from .graph_schema import graphs
 from .schema import Report
 from .view import Epoch, Source
 
@@ -38,6 +39,8 @@ def collect(run: Path) -> Source:
         "latency": check["latency"] if check else {},
         **{key: check[key] if check else [] for key in ("classes", "concurrency", "why", "hops")},
         **{key: check[key] if check else None for key in ("reference", "broken", "worst")},
+        "graphs": graphs(*(_result(records.get(name)) for name in ("40-onnx", "50-simplify", "55-precision"))),
+        "best": (_result(records.get("55-precision")) or {}).get("best"),
         "engines": check["engines"] if check else _engines(records.get(ENGINE)),
         "verdict": check["verdict"] if check else {"status": "inconclusive", "gates": []},
         "stages": [_stage(name, records.get(name)) for name in STAGES],
@@ -107,6 +110,12 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
         **{name: certificate[name] for name in ("confirmation", "law", "layers", "folded", "frozen", "alignment")},
         "reasons": {name: why for name, why in unasked.items() if certificate[name] is None},
     }
+
+
+def _result(record: Json | None) -> Json | None:
+    """What a stage returned, None where it did not run."""
+    result: Json | None = record["result"] if record else None
+    return result
 
 
 def _engines(record: Json | None) -> list[dict[str, Any]]:

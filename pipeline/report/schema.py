@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from .graph_schema import Best, GraphFile
 from .parts import Interval, Part, Reasoned, Status
 from .speed_schema import Concurrency, Latency, Reference, Why
 from .surgery_schema import Surgery
@@ -142,6 +143,8 @@ class Report(Part):
     concurrency: list[Concurrency]
     reference: Reference | None = Field(description="null without check.reference.")
     why: list[Why]
+    graphs: list[GraphFile]
+    best: Best | None = Field(description="null without `best` in precision.graphs.")
     engines: list[EngineFile]
     hops: list[Hop]
     broken: Broken | None = Field(description="null where no hop of compact broke the budget.")

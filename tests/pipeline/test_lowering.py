@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import nn
 
 from export.precision import CastGraph, Lowering
@@ -147,3 +148,14 @@ def test_each_graph_once_more_for_pixels(graphs: SimplifiedGraphs, data: Dataset
     scores, classes = session.run(["scores", "classes"], {"images": np.ascontiguousarray(large)})
     assert scores.shape == classes.shape == (40, 2) and classes.dtype == np.int64
     assert np.mean(classes[:, 0] == labels) > 0.8
+
+
+def test_keep_fp32_is_auto_or_a_list() -> None:
+    def section(value: object) -> config.PrecisionSection:
+        return config.PrecisionSection.model_validate({"keep_fp32": value})
+
+    assert (section("auto").kept, section(("conv1",)).kept, section(()).kept) == ("auto", ("conv1",), ())
+    with pytest.raises(ValidationError, match=r"keep_fp32 is some; expected auto or a list of layers; write \[some\]"):
+        section("some")
+    with pytest.raises(ValidationError, match="keep_fp32 names layers, and no lower precision is written"):
+        config.PrecisionSection.model_validate({"graphs": (), "keep_fp32": ("conv1",)})
