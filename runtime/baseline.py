@@ -225,15 +225,20 @@ def _doubt(
         low, high = _measured(kind, where, report)["speedup"]["ci95"]
         if high >= limit:
             return f"its interval {low:.2f} to {high:.2f} still holds the limit"
-        if found := doubts_of(report):
-            return f"the machine was not itself: {'; '.join(found)}"
-        return f"the baseline is doubtful: {'; '.join(accepted.doubts)}" if accepted.doubts else ""
+        return _not_itself(accepted, report)
     best = f"best_ms.{where}"
     if kind == "p50_ms" and best in accepted.figures and best in now:
         allowed = max(rule.relative * accepted.figures[best], rule.absolute)
         if now[best] <= accepted.figures[best] + allowed:
             return f"the fastest sample is as fast as before ({now[best]:g} ms): the machine may be busy"
-    return ""
+    return _not_itself(accepted, report) if kind == "p50_ms" else ""
+
+
+def _not_itself(accepted: Device, report: Report) -> str:
+    """That the machine was busy or throttled, now or when the baseline was taken; "" where neither is known."""
+    if found := doubts_of(report):
+        return f"the machine was not itself: {'; '.join(found)}"
+    return f"the baseline is doubtful: {'; '.join(accepted.doubts)}" if accepted.doubts else ""
 
 
 def _other_device(environment: Mapping[str, Any], baseline: Baseline) -> Gate:

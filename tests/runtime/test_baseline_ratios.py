@@ -82,6 +82,10 @@ def test_a_slower_ratio_on_a_busy_machine_is_inconclusive() -> None:
     assert verdict.status == "inconclusive"
     assert any("other processes took 45 % of the cores" in gate.reason for gate in verdict.gates)
     assert judge(busy(report(), 45.0), quiet).status == "pass"
+    late = busy(report(), 45.0)
+    entry_of(late)["compact"] = {"p50_ms": 1.5, "best_ms": 1.4}
+    assert statuses(judge(late, quiet))["p50_ms.onnxruntime.fp32.b32"] == "inconclusive"
+    assert statuses(judge(busy(late, 0.0), quiet))["p50_ms.onnxruntime.fp32.b32"] == "fail"
 
 
 def test_a_baseline_taken_on_a_busy_machine_says_so() -> None:
