@@ -39,7 +39,7 @@ class Request:
     sparse: bool
     timing_cache: str | None
     pin_tactics: bool
-    progress: int | None
+    progress: int | None = None
 
 
 Told = list[dict[str, Any]]

@@ -28,6 +28,8 @@ from export.gpu import Gpu, first_gpu
 from export.proof import Precision
 from export.timing_cache import cache_path
 
+_PASSED_ON = ("version_compatible", "hardware_compatibility", "refit", "sparse", "pin_tactics")
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -87,12 +89,10 @@ def engine_from_onnx(
     cache = _cache_file(flags, choice, can.version, gpu) if can.timing_cache else None
     log, started = path.with_name(path.name + ".log"), time.perf_counter()
     with replacing(path) as temporary, tempfile.TemporaryDirectory() as scratch:
+        paths: dict[str, Any] = {"onnx": str(onnx), "engine": str(temporary), "log": str(log)}
+        paths |= {name: str(Path(scratch) / f"{name}.json") for name in ("answer", "layers")}
         request = Request(
-            onnx=str(onnx),
-            engine=str(temporary),
-            answer=str(Path(scratch) / "answer.json"),
-            log=str(log),
-            layers=str(Path(scratch) / "layers.json"),
+            **paths,
             flavour=choice.flavour,
             precision=precision,
             targets=_builder_targets(choice, can.targets),
@@ -100,13 +100,8 @@ def engine_from_onnx(
             workspace_mib=workspace_mib,
             tf32=tf32,
             optimization_level=optimization_level,
-            version_compatible=flags.version_compatible,
-            hardware_compatibility=flags.hardware_compatibility,
-            refit=flags.refit,
-            sparse=flags.sparse,
             timing_cache=str(cache) if cache else None,
-            pin_tactics=flags.pin_tactics,
-            progress=None,
+            **{name: getattr(flags, name) for name in _PASSED_ON},
         )
         answer = run_builder(request, Path(scratch) / "request.json", time_limit_s, report)
         seconds = round(time.perf_counter() - started, 3)

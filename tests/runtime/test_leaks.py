@@ -12,7 +12,7 @@ import pytest
 
 from runtime.backend import Session
 from runtime.errors import UserError
-from tests.runtime import standins
+from tests.runtime import cuda_standins, standins
 from tests.runtime.nets import expected, images
 from tests.runtime.test_conformance import ON_CPU, OPENERS, STOOD_IN_FOR
 
@@ -91,4 +91,4 @@ def test_two_hundred_sessions(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert growth_mib(cycle, CYCLES) < SLACK_MIB
     if name in STOOD_IN_FOR:
         standins.all_given_back()
-        assert standins.Allocation.live == 0
+        assert cuda_standins.Allocation.live == 0

@@ -15,7 +15,7 @@ from runtime.backend import open_session
 from runtime.errors import UserError
 from runtime.trt_backend import TrtSession
 from tests.export.standins import NAMES, VERSIONS
-from tests.runtime import standins
+from tests.runtime import cuda_standins, standins
 from tests.runtime.nets import expected, images
 from tests.runtime.test_conformance import tensorrt_session
 
@@ -50,7 +50,7 @@ def test_values_at_growing_and_shrinking_batches(standing_in: None, tmp_path: Pa
         np.testing.assert_allclose(logits, expected(batch), rtol=0, atol=1e-6)
     assert session.settings["gpu"] == "stand-in GPU"
     session.close()
-    assert standins.Allocation.live == 0
+    assert cuda_standins.Allocation.live == 0
 
 
 def test_layer_times_are_microseconds(standing_in: None, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_copies_are_done_when_bind_returns(standing_in: None, tmp_path: Path) ->
     """Else they would run, and be timed, with the first launch."""
     session = TrtSession(engine(tmp_path), "tensorrt")
     session.bind({"input": images(3)})
-    stream = list(standins.STREAMS.values())[-1]
+    stream = list(cuda_standins.STREAMS.values())[-1]
     assert stream.queue == []
     session.launch()
     assert len(stream.queue) == 1
@@ -118,7 +118,7 @@ def test_close_twice_and_use_afterwards(standing_in: None, tmp_path: Path) -> No
     session.close()
     with pytest.raises(UserError, match="is closed"):
         session.launch()
-    assert standins.Allocation.live == 0
+    assert cuda_standins.Allocation.live == 0
 
 
 def names_used(kind: type) -> set[str]:
@@ -169,7 +169,7 @@ def test_a_graph_is_captured_once_for_shapes_and_addresses(standing_in: None, tm
         batch = images(count, seed=count)
         np.testing.assert_allclose(infer(session, batch), expected(batch), rtol=0, atol=1e-6)
         graphs.append(session._graph)
-        assert standins.CapturedGraph.live == 1
+        assert cuda_standins.CapturedGraph.live == 1
     assert graphs[0] is graphs[1]
     assert len({id(graph) for graph in graphs}) == 3
     assert session.settings["cuda_graph"] is True
@@ -185,7 +185,7 @@ def test_rtx_captures_for_itself(standing_in: None, tmp_path: Path) -> None:
         session.close()
     kind = standins.CudaGraphStrategy
     assert standins.RtxEngine.strategies == [kind.WHOLE_GRAPH_CAPTURE, kind.DISABLED]
-    assert standins.CapturedGraph.live == 0
+    assert cuda_standins.CapturedGraph.live == 0
 
 
 def test_an_engine_with_code_of_its_own_is_opened_only_where_allowed(standing_in: None, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_driver", lambda: standins.DRIVER)
+    monkeypatch.setattr(cuda, "_driver", lambda: cuda_standins.DRIVER)
     with pytest.raises(UserError) as caught:
         cuda.CudaDevice(3)
     assert caught.value.found == "1 NVIDIA GPUs are visible"
