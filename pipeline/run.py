@@ -97,6 +97,7 @@ def line(task: Task, content: Mapping[str, str], work: Workspace) -> Iterator[Do
         libraries="tensorrt tensorrt-rtx-cu13",
         needs_bytes=partial(steps.engine_bytes, task, simplified),
         inputs={"gpu": _gpu()},
+        code=2,
     )
     yield engines
     yield check_stage(work, task, dense, demp, cut, exported, simplified, casts, engines)
