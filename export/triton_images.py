@@ -2,8 +2,8 @@
 
 Sources. Tags with `trtllm`: the release compatibility matrix of triton-inference-server/server
 (docs/introduction/compatibility.md). Plain `py3` tags: NVIDIA's release notes of the TensorRT container of the same
-month, whose TensorRT is the one in Triton's image of that month; CUDA of both from the same matrix. A month whose
-version could not be read in two places is left out; an unknown tag is told as unknown, with the command that asks the
+month, whose TensorRT is the one in Triton's image of that month, as far as public copies of them could be read; CUDA of
+both from the same matrix. Other months are left out: an unknown tag is told as unknown, with the command that asks the
 image itself.
 """
 
