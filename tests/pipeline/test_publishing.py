@@ -51,7 +51,14 @@ def test_versions_replace_and_rollback(copied_run: Path, tmp_path: Path, capsys:
 
 
 def test_names_apart(copied_run: Path, tmp_path: Path) -> None:
-    options = ["--set", "publish.layout=names", "--set", "publish.classify=false", "--set", "publish.warmup=false"]
+    options: list[str | Path] = [
+        "--set",
+        "publish.layout=names",
+        "--set",
+        "publish.classify=false",
+        "--set",
+        "publish.warmup=false",
+    ]
     assert call("publish", copied_run, tmp_path / "models", *options) == 0
     names = models(tmp_path / "models")
     assert {"tiny_dense", "tiny_compact"} <= set(names) and "tiny_classify" not in names
@@ -62,7 +69,7 @@ def test_names_apart(copied_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["publish", copied_run, tmp_path / "out", "--format", "bundle"]
+    arguments: list[str | Path] = ["publish", copied_run, tmp_path / "out", "--format", "bundle"]
     assert call(*arguments, "--set", "publish.storage_uri=s3://bucket/x") == 0
     assert told(capsys)["format"] == "bundle"
     assert read_index(tmp_path / "out").kind == "bundle"
@@ -72,7 +79,7 @@ def test_a_bundle(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_what_is_refused(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = tmp_path / "models"
-    cases = [
+    cases: list[tuple[list[str | Path], str]] = [
         (["publish", copied_run], "no folder to write; demport publish RUN DIR"),
         (["publish", copied_run, here, "--replace", "--rollback"], "--rollback with --replace; one of them"),
         (["publish", copied_run, here, "--set", "name=other"], "--set name=other; a key of the section publish"),
@@ -101,7 +108,7 @@ def test_pixels_of_digits_are_whole_numbers_to_16() -> None:
     from sklearn.datasets import load_digits
 
     images = images_of(data.load(config.Data()))
-    assert (images.pixels.dtype, images.pixels.shape, images.high) == (np.uint8, (4, 8, 8, 1), 16.0)
+    assert (str(images.pixels.dtype), images.pixels.shape, images.high) == ("uint8", (4, 8, 8, 1), 16.0)
     known = {image.astype(np.uint8).tobytes() for image in load_digits().images}
     assert all(pixels.tobytes() in known for pixels in images.pixels)
 
