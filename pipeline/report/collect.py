@@ -90,11 +90,14 @@ def _models(check: Json | None, surgery: Json) -> dict[str, Json]:
     return out
 
 
+CERTIFIED = ("confirmation", "change", "law", "layers", "folded", "frozen", "alignment")
+
+
 def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
     names = ("channels_before", "channels_dead", "channels_after", "max_abs_diff")
     if certificate is None or record is None:
         reasons = dict.fromkeys(
-            (*names, "evidence", "confirmation", "law", "alignment"), f"stage {SURGERY} was not run"
+            (*names, "evidence", "confirmation", "change", "law", "alignment"), f"stage {SURGERY} was not run"
         )
         return {**dict.fromkeys(reasons), "layers": [], "folded": [], "frozen": [], "reasons": reasons}
     groups = certificate["groups"]
@@ -103,12 +106,15 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
         "confirmation": "no census was taken",
         "alignment": "surgery.align is set, so nothing was tried",
     }
+    reasons = {name: why for name, why in unasked.items() if certificate[name] is None}
+    if certificate["change"]["train"] is None:
+        reasons["change.train"] = "what was removed is constant on every training image"
     return {
         **{f"channels_{when}": certificate["channels"][when] for when in ("before", "dead", "after")},
         "max_abs_diff": record["result"]["max_abs_diff"],
         "evidence": {kind: sum(group[kind] for group in groups) for kind in ("by_proof", "by_measurement")},
-        **{name: certificate[name] for name in ("confirmation", "law", "layers", "folded", "frozen", "alignment")},
-        "reasons": {name: why for name, why in unasked.items() if certificate[name] is None},
+        **{name: certificate[name] for name in CERTIFIED},
+        "reasons": reasons,
     }
 
 

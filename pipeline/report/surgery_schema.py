@@ -43,6 +43,21 @@ class Confirmation(Part):
     approximate: list[str] = Field(description="Activations other than ReLU, where a measured death is not exactly 0.")
 
 
+class Moved(Part):
+    """How far the outputs of compact are from those of the network that was cut, nothing held, in fp32."""
+
+    images: int
+    max_abs: float
+    top1_changed: int
+
+
+class Change(Part):
+    """On the test split, and on the training split where measured deaths are approximate."""
+
+    test: Moved
+    train: Moved | None
+
+
 class Candidate(Part):
     """One choice of `align: auto`; p50 over all rounds, its lowest and highest, None where nothing was timed."""
 
@@ -85,6 +100,7 @@ class Surgery(Reasoned):
     )
     evidence: Evidence | None
     confirmation: Confirmation | None
+    change: Change | None
     law: Law | None
     layers: list[Layer]
     folded: list[Folded] = Field(description="Layers whose bias took up constant channels.")

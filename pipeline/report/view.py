@@ -238,6 +238,10 @@ def certificate(report: Report) -> list[tuple[str, str]]:
         if again.approximate:
             names = ", ".join(again.approximate)
             rows.append(("Approximate", f"{names}: dead channels reach {numbers.small(largest)} there, not 0"))
+    for split, moved in (("test", cut.change.test), ("training", cut.change.train)) if cut.change else ():
+        if moved is not None:
+            told = f"{numbers.small(moved.max_abs)} at most, {moved.top1_changed} answers changed"
+            rows.append((f"Outputs against the trained network, {moved.images:,} {split} images", told))
     rows.append(("Layers whose bias took up constants", numbers.count(len(cut.folded))))
     return rows
 

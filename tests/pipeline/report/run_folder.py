@@ -105,6 +105,7 @@ def certificate() -> dict[str, Any]:
         "parameters": {"before": 707_000, "after": 180_000},
         "groups": [group("layer1_0_relu", 16, proof=5, measured=11), group("layer3_0_relu", 96, proof=0, measured=96)],
         "confirmation": {"images": 1400, "revived": 2, "largest_activation": {"layer1_0_relu": 0.0}, "approximate": []},
+        "change": {"test": {"images": 400, "max_abs": 0.02, "top1_changed": 1}, "train": None},
         "alignment": None,
         "folded": [{"layer": "layer1.0.conv2", "bias": "gained", "largest": 0.01}],
         "law": {

@@ -20,6 +20,7 @@ def test_certificate_says_what_was_proved(tmp_path: Path) -> None:
     assert "1,400 training images, 2 channels of the last census found alive" in text
     assert "random, batch 2; 8 test images" in text
     assert "Approximate" not in text
+    assert "Outputs against the trained network, 400 test images0.02 at most, 1 answers changed" in text
     assert document(run)["surgery"]["evidence"] == {"by_proof": 5, "by_measurement": 107}
     assert document(run)["surgery"]["frozen"] == [{"where": "fc", "reason": "output of the network", "channels": 10}]
 
