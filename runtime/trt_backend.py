@@ -19,6 +19,8 @@ _NUMPY_NAMES = {
     "BOOL": "bool",
 }  # fmt: skip
 
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: work on the default stream, torch's too, neither waits nor breaks a capture
+
 
 def open_tensorrt(
     path: Path, *, device: DeviceName = "auto", threads: int | None = None, **options: bool
@@ -96,7 +98,7 @@ class TrtSession:
         else:
             self._context = self._engine.create_execution_context()
         self._check(self._context, path, "got no execution context")
-        self._stream = self._device.driver.Stream()
+        self._stream = self._device.driver.Stream(_NON_BLOCKING)
         self._done = self._device.driver.Event()
 
     def bind(self, feeds: Mapping[str, Array]) -> None:

@@ -47,8 +47,9 @@ class Device:
 class Stream:
     """pycuda.driver.Stream: work is done when it is synchronised, so that a forgotten wait shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, flags: int = 0) -> None:
         assert Context.depth > 0
+        assert flags == 1, "a stream that waits for the default one would break captures"
         self.handle = id(self)
         self.queue: list[Any] = []
         STREAMS[self.handle] = self
