@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def ours(folder: Path, images: int) -> list[Point]:
 
     from export.engine_from_onnx import engine_from_onnx
     from export.onnx_from_torch import onnx_from_torch
-    from export.precision import Images, Lowering, Rules
+    from export.precision import Images, Lowering, Precision, Rules
+    from export.quantise import Calibration
     from export.simplify import simplify
     from pipeline.surgery import shrink
 
@@ -77,25 +79,16 @@ def ours(folder: Path, images: int) -> list[Point]:
     given = Images(example.numpy(), lambda: batches, lambda: list(zip(batches, labels, strict=True)))
     lowering = Lowering(simple, given)
     timed("accuracy in fp32", lambda: lowering.correct)
-    for precision in ("fp16", "bf16", "int8"):
-        rules = Rules(100.0, calibration=_minmax())
-        timed(precision, lambda p=precision, r=rules: lowering.write(folder / f"compact.{p}.onnx", p, r))
-    for precision in ("fp16", "int8"):
-
-        def build(name: str = precision) -> Any:
-            path = folder / f"compact.{name}.SM86.engine"
-            options: dict[str, Any] = {"flavour": "tensorrt_rtx", "target": "SM86", "profile": (1, 8, 32)}
-            options |= {"workspace_mib": 2048, "tf32": False, "time_limit_s": 300, "plan_sha256": None}
-            return engine_from_onnx(folder / f"compact.{name}.onnx", path, precision=name, **options)
-
-        timed(f"engine {precision}", build)
+    rules = Rules(100.0, calibration=Calibration("minmax"))
+    lowered: tuple[Precision, ...] = ("fp16", "bf16", "int8")
+    for precision in lowered:
+        timed(precision, partial(lowering.write, folder / f"compact.{precision}.onnx", precision, rules))
+    options: dict[str, Any] = {"flavour": "tensorrt_rtx", "target": "SM86", "profile": (1, 8, 32), "plan_sha256": None}
+    options |= {"workspace_mib": 2048, "tf32": False, "time_limit_s": 300}
+    for precision in (lowered[0], lowered[2]):
+        paths = folder / f"compact.{precision}.onnx", folder / f"compact.{precision}.SM86.engine"
+        timed(f"engine {precision}", partial(engine_from_onnx, *paths, precision=precision, **options))
     return points
-
-
-def _minmax() -> Any:
-    from export.quantise import Calibration
-
-    return Calibration("minmax")
 
 
 def dying_resnet50() -> Any:

@@ -68,12 +68,11 @@ def serve_pixels(
     where `source` is no such classifier or has fewer than `k` classes.
     """
     model = graph.read_graph(source)
-    spec = _image_input(model, source)
-    channels, inner = spec.shape[1], (spec.shape[2], spec.shape[3])
+    name, channels, inner = _image_input(model, source)
     assert channels == len(normalisation.mean) == pixels.shape[3]
     outer = size or inner
     served = copy.deepcopy(model)
-    _before(served, spec.name, outer, inner, normalisation)
+    _before(served, name, outer, inner, normalisation)
     classes = _after(served, output, k, source)
     told = {"height": outer[0], "width": outer[1], "resize": "bilinear", "output": output, "classes": classes}
     served.metadata_props.add(key="demport.serving", value=json.dumps(told))
@@ -112,13 +111,15 @@ def pixels_of(images: graph.Array, normalisation: Normalisation) -> graph.Array:
     return np.ascontiguousarray(whole.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def _image_input(model: onnx.ModelProto, source: Path) -> graph.TensorSpec:
+def _image_input(model: onnx.ModelProto, source: Path) -> tuple[str, int, tuple[int, int]]:
+    """Name, channels, and height and width of the only input."""
     inputs = graph.inputs_of(model)
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or None in inputs[0].shape[1:] or inputs[0].dtype != "float32":
+    dims = [dim for dim in inputs[0].shape[1:] if dim is not None] if inputs else []
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or len(dims) != 3 or inputs[0].dtype != "float32":
         raise UserError(
             f"{source} has the inputs {graph.listing(inputs)}", "float32 (batch, C, H, W)", "leave serving out"
         )
-    return inputs[0]
+    return inputs[0].name, dims[0], (dims[1], dims[2])
 
 
 def _resized(pixels: graph.Array, size: tuple[int, int]) -> graph.Array:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from export.half import peaks, to_half, too_large
 from export.precision import Precision
 from runtime.errors import UserError
-from tests.export.graphs import Array, Floats, conv_net, images, residual_net, save
+from tests.export.graphs import Floats, conv_net, images, residual_net, save
 from tests.export.lowered import evaluate, lower, run
 
 TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -76,19 +76,18 @@ def test_bf16_holds_weights_that_fp16_does_not(tmp_path: Path) -> None:
 
 
 def test_operators_without_bfloat16_stay_in_fp32(tmp_path: Path) -> None:
-    """Operator set 22 has no bfloat16 for TopK; its schema is the only place that says so."""
-    allowed = onnx.defs.get_schema("TopK", 22).type_constraints[0].allowed_type_strs
-    assert "tensor(bfloat16)" not in allowed
+    """Operator set 22 has fp16 but no bfloat16 for Shrink; its schema is the only place that says so."""
+    allowed = onnx.defs.get_schema("Shrink", 22).type_constraints[0].allowed_type_strs
+    assert "tensor(float16)" in allowed and "tensor(bfloat16)" not in allowed
     nodes = [
         helper.make_node("Flatten", ["input"], ["flat"], name="flat"),
         helper.make_node("MatMul", ["flat", "w"], ["scores"], name="product"),
-        helper.make_node("TopK", ["scores", "k"], ["logits", "order"], name="top"),
+        helper.make_node("Shrink", ["scores"], ["logits"], name="shrink", lambd=0.5),
     ]
-    weights: dict[str, Array] = {"w": np.ones((192, 7), np.float32), "k": np.array([5], np.int64)}
-    source = save(tmp_path / "net.onnx", nodes, weights)
+    source = save(tmp_path / "net.onnx", nodes, {"w": np.ones((192, 5), np.float32)})
     made = lower(source, tmp_path / "low.onnx", "bf16")
     assert (made.layers, made.nodes_low, made.nodes_fp32) == (1, 2, 1)
-    assert made.max_abs_diff < 0.5
+    assert lower(source, tmp_path / "half.onnx", "fp16").nodes_fp32 == 0
 
 
 def test_kept_nodes_read_and_write_fp32(tmp_path: Path) -> None:
@@ -105,10 +104,12 @@ def test_truncation_by_a_cast_to_integers_stays(tmp_path: Path) -> None:
         helper.make_node("Flatten", ["input"], ["flat"], name="flat"),
         helper.make_node("MatMul", ["flat", "w"], ["scores"], name="product"),
         helper.make_node("Cast", ["scores"], ["whole"], to=onnx.TensorProto.INT32, name="down"),
-        helper.make_node("Cast", ["whole"], ["logits"], to=onnx.TensorProto.FLOAT, name="up"),
+        helper.make_node("Cast", ["whole"], ["float"], to=onnx.TensorProto.FLOAT, name="up"),
+        helper.make_node("Mul", ["float", "one"], ["logits"], name="once"),
     ]
-    source = save(tmp_path / "net.onnx", nodes, {"w": np.ones((192, 5), np.float32)})
-    lower(source, tmp_path / "low.onnx", "fp16")
+    source = save(tmp_path / "net.onnx", nodes, {"w": np.ones((192, 5), np.float32), "one": np.float32([1])})
+    model = to_half(onnx.load(str(source)), "fp16", ["down", "up", "once"], source)
+    onnx.save(model, str(tmp_path / "low.onnx"))
     told = run(tmp_path / "low.onnx", images(3))
     np.testing.assert_array_equal(told, np.round(told))
     assert np.abs(told).max() > 1
