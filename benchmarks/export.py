@@ -4,9 +4,9 @@
 
 torchvision's ResNet-50 with random weights, three channels in ten of every inner layer dead, is cut, exported,
 simplified, written in fp16, bf16 and int8, and built as two TensorRT-RTX engines. Images are noise, labels the
-network's own answers: times do not depend on them. PYTHON is an interpreter that has polygraphy, olive-ai and
-nvidia-modelopt[onnx]; a tool that it lacks, or that fails, gets its reason. Peak memory is that of the largest process.
-Exit 1 where 90 s or 6 GiB are exceeded.
+network's own answers: times do not depend on them. Then each precision is timed on ONNX Runtime. PYTHON is an
+interpreter that has polygraphy, olive-ai and nvidia-modelopt[onnx]; a tool that it lacks, or that fails, gets its
+reason. Peak memory is that of the largest process. Exit 1 where 90 s or 6 GiB are exceeded.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 LIMIT_S, LIMIT_GIB = 90.0, 6.0
 SHAPE = (3, 224, 224)
 PEERS: dict[str, tuple[str, str]] = {
-    "simplify": ("polygraphy surgeon sanitize", "-m polygraphy surgeon sanitize {onnx} --fold-constants -o {out}"),
-    "fp16": ("polygraphy convert --fp-to-fp16", "-m polygraphy convert {onnx} --convert-to onnx --fp-to-fp16 -o {out}"),
+    "simplify": ("polygraphy surgeon sanitize", "{polygraphy} surgeon sanitize {onnx} --fold-constants -o {out}"),
+    "fp16": ("polygraphy convert --fp-to-fp16", "{polygraphy} convert {onnx} --convert-to onnx --fp-to-fp16 -o {out}"),
     "fp16 ": ("olive OnnxFloatToFloat16", "-m olive run --config {olive}"),
     "int8": (
         "modelopt.onnx.quantization",
@@ -91,6 +91,23 @@ def ours(folder: Path, images: int) -> list[Point]:
     return points
 
 
+def latencies(folder: Path) -> list[Point]:
+    """The compact network in each precision on ONNX Runtime, one image, timed in turn."""
+    import numpy as np
+
+    from export.best import fastest
+
+    files = {"fp32": folder / "compact.onnx"}
+    files |= {name: folder / f"compact.{name}.onnx" for name in ("fp16", "bf16", "int8")}
+    image = np.load(folder / "images.npy")[:1]
+    told = fastest(files, {}, image, device="auto", threads=len(os.sched_getaffinity(0)), time_limit_s=15.0)
+    return [
+        {"tool": f"ONNX Runtime, {told.device}", "step": f"run {item.precision}, batch 1", "time_s": None}
+        | {"p50_ms": item.p50_ms, "speedup": item.speedup, "reason": item.reason}
+        for item in told.candidates
+    ]
+
+
 def dying_resnet50() -> Any:
     """Seeded weights; scale and shift of three channels in ten are zero after each block's two inner convolutions."""
     import torch
@@ -116,7 +133,8 @@ def peers(python: Path | None, folder: Path) -> list[Point]:
         point: Point = {"tool": tool, "step": step.strip(), "time_s": None, "reason": "no --peers given"}
         if python is not None:
             out = folder / f"peer.{step.strip()}.onnx"
-            words = arguments.format(out=out, **files).split()
+            script = python.with_name("polygraphy")  # it is no module that runs
+            words = arguments.format(out=out, polygraphy=script, **files).split()
             started = time.perf_counter()
             done = subprocess.run([python, *words], capture_output=True, text=True, check=False, cwd=folder)
             point["time_s"] = time.perf_counter() - started
@@ -155,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         points = ours(Path(name), options.images)
         whole: Point = {"tool": "demport", "step": "all", "time_s": time.perf_counter() - started, "reason": None}
         whole["peak_gib"] = peak_gib()
-        others = peers(options.peers, Path(name))
+        others = [*latencies(Path(name)), *peers(options.peers, Path(name))]
     document = {
         "schema": 1,
         "command": f"python -m benchmarks.export --images {options.images}" + (" --peers PYTHON" * bool(options.peers)),

@@ -36,6 +36,7 @@ def test_a_tool_that_is_absent_or_fails_gets_its_reason(tmp_path: Path) -> None:
 def test_limits_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_s: float, code: int) -> None:
     step = {"tool": "demport", "step": "export", "time_s": 1.5, "reason": None}
     monkeypatch.setattr(export, "ours", lambda folder, images: [step])
+    monkeypatch.setattr(export, "latencies", lambda folder: [])
     monkeypatch.setattr(export, "LIMIT_S", limit_s)
     assert export.main(["--out", str(tmp_path / "r.json")]) == code
     document = json.loads((tmp_path / "r.json").read_text())
