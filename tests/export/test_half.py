@@ -107,7 +107,7 @@ def test_truncation_by_a_cast_to_integers_stays(tmp_path: Path) -> None:
         helper.make_node("Cast", ["whole"], ["float"], to=onnx.TensorProto.FLOAT, name="up"),
         helper.make_node("Mul", ["float", "one"], ["logits"], name="once"),
     ]
-    source = save(tmp_path / "net.onnx", nodes, {"w": np.ones((192, 5), np.float32), "one": np.float32([1])})
+    source = save(tmp_path / "net.onnx", nodes, {"w": np.ones((192, 5), np.float32), "one": np.ones(1, np.float32)})
     model = to_half(onnx.load(str(source)), "fp16", ["down", "up", "once"], source)
     onnx.save(model, str(tmp_path / "low.onnx"))
     told = run(tmp_path / "low.onnx", images(3))

@@ -17,9 +17,11 @@ from pipeline import config
 from pipeline.data import Dataset
 from pipeline.data.arrays import dataset
 from pipeline.data.sources import Raw
-from pipeline.exporting import CastGraphs, SimplifiedGraphs, export_graphs, samples_of, simplify_graphs
+from pipeline.exporting import CastGraphs, Role, SimplifiedGraphs, export_graphs, samples_of, simplify_graphs
 from pipeline.lowering import images_of, lower_graphs, serve_graphs
+from pipeline.measuring import Bench, Hop
 from pipeline.progress import Silent
+from runtime.errors import UserError
 
 
 def images(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -159,3 +161,16 @@ def test_keep_fp32_is_auto_or_a_list() -> None:
         section("some")
     with pytest.raises(ValidationError, match="keep_fp32 names layers, and no lower precision is written"):
         config.PrecisionSection.model_validate({"graphs": (), "keep_fp32": ("conv1",)})
+
+
+def test_the_check_says_why_bf16_does_not_run(graphs: SimplifiedGraphs, data: Dataset, tmp_path: Path) -> None:
+    """ONNX Runtime has no such convolution on the CPU; any other graph that does not load is an error."""
+    made = lowered(graphs, data, tmp_path, graphs=("bf16",))
+    files: dict[str, dict[Role, Path]] = {
+        name: {"dense": made.dense["bf16"].path, "compact": made.compact["bf16"].path} for name in ("bf16", "fp16")
+    }
+    bench = Bench(config.Check(batch_sizes=(1,), gate_batch=1), {}, files, data.test, "cpu")
+    told = bench.accuracy("compact", Hop("bf16", "simplified"))
+    assert isinstance(told, str) and "Conv(22)" in told
+    with pytest.raises(UserError, match="Conv"):
+        bench.accuracy("compact", Hop("fp16", "simplified"))
