@@ -162,7 +162,7 @@ LIBRARIES: dict[str, set[str]] = {
     "onnxscript": {ONNX, SIMPLIFY, PRECISION, ENGINE, CHECK},
     "onnxsim": {SIMPLIFY, PRECISION, ENGINE, CHECK},
     "tensorrt-rtx-cu13": {ENGINE, CHECK},
-    "onnxruntime": {CHECK},
+    "onnxruntime": {PRECISION, ENGINE, CHECK},
     "timm": set(),
 }
 
