@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from export.build_flags import BuildFlags
 from export.build_progress import Report
@@ -116,5 +118,10 @@ def _bar(name: str) -> Iterator[Report | None]:
         yield lambda fraction, text: bars.update(task, completed=fraction, description=f"{name}: {text}")
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main())

@@ -1,8 +1,8 @@
-"""The process that runs the TensorRT builder: `python -m export.build_engine REQUEST`.
+"""The process that runs the TensorRT builder: `python -m export.build_engine REQUEST PARENT`.
 
-It is a process of its own because the builder may crash or hang. REQUEST is a JSON file (`build_config.Request`); the
-answer is JSON in the file that it names: `{"ok": true, ...}` or `{"ok": false, "found", "expected", "remedy"}`, with
-`"unavailable"` instead of the three where TensorRT does not load.
+It is a process of its own because the builder may crash or hang. REQUEST is a JSON file (`build_config.Request`),
+PARENT the process that waits for the answer. That is JSON in the file that the request names: `{"ok": true, ...}` or
+`{"ok": false, "found", "expected", "remedy"}`, with `"unavailable"` instead of the three where TensorRT does not load.
 """
 
 from __future__ import annotations
@@ -137,14 +137,16 @@ def _inspected(request: Request, trt: Any, plan: Any, log: Log) -> Proof | None:
     return proof
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """On Linux the kernel ends this process when its parent is killed; nothing is left building."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it was killed before the kernel was asked
+        sys.exit(1)
 
 
-def main(path: str) -> None:
-    _die_with_parent()
+def main(path: str, parent: int) -> None:
+    _die_with_parent(parent)
     fields = json.loads(Path(path).read_text(encoding="utf-8"))
     profiles = tuple(tuple(profile) for profile in fields["profiles"])
     request = Request(**{**fields, "profiles": profiles, "targets": tuple(fields["targets"])})
@@ -161,4 +163,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -30,7 +30,7 @@ def run_builder(request: Request, file: Path, time_limit_s: float, report: Repor
     file.write_text(json.dumps({**dataclasses.asdict(request), "progress": write}), encoding="utf-8")
     output = file.with_name("output")
     # -P and the path: the child finds this package and nothing of the current folder's, whatever that is
-    command = [sys.executable, "-P", "-m", "export.build_engine", str(file)]
+    command = [sys.executable, "-P", "-m", "export.build_engine", str(file), str(os.getpid())]
     paths = os.pathsep.join(filter(None, (str(HOUSE), os.environ.get("PYTHONPATH"))))
     with os.fdopen(read, "rb", buffering=0) as lines, output.open("wb") as stream:
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,11 +18,14 @@ from runtime.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a fresh name beside `path`; left without an exception it takes the place of `path`, else it is removed."""
+    """Yields a fresh name beside `path`; left without an exception it takes the place of `path`, else it is removed.
+
+    What a killed process left there for the same `path` is removed first: a fresh file is locked (flock(2), which the
+    kernel drops with the process) for as long as it is written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    _clear_abandoned(path)
+    handle, temporary = _locked_beside(path)
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -30,6 +35,30 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        os.close(handle)
+
+
+def _locked_beside(path: Path) -> tuple[int, Path]:
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with suppress(OSError):  # without locks on this file system nothing is cleared there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.lexists(name):  # else another process took it for abandoned before it was locked
+            return handle, Path(name)
+        os.close(handle)
+
+
+def _clear_abandoned(path: Path) -> None:
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
+    left = [item for item in path.parent.iterdir() if ours.fullmatch(item.name)]
+    for item in left:
+        with suppress(OSError):  # it is being written, or gone, or somebody else's
+            handle = os.open(item, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                item.unlink()
+            finally:
+                os.close(handle)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,8 +123,8 @@ def test_the_command_reports_errors_in_one_line(tmp_path: Path) -> None:
 
 def test_the_builder_dies_with_its_parent(tmp_path: Path) -> None:
     child = (
-        "import time; from export.build_engine import _die_with_parent\n"
-        "_die_with_parent(); print('up', flush=True); time.sleep(60)"
+        "import os, time; from export.build_engine import _die_with_parent\n"
+        "_die_with_parent(os.getppid()); print('up', flush=True); time.sleep(60)"
     )
     parent = (
         "import subprocess, sys, time\n"
@@ -139,3 +140,65 @@ def test_the_builder_dies_with_its_parent(tmp_path: Path) -> None:
         assert psutil.pid_exists(pid)
         process.kill()
     assert ends(pid)
+
+
+def test_a_builder_whose_parent_is_gone_already_does_nothing(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "export.build_engine",
+        str(tmp_path / "request.json"),
+        "1",
+    ]  # init is not its parent
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", "")  # it never looked for its request
+    ran = subprocess.run(
+        [*command[:-1], str(os.getpid())], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "FileNotFoundError" in ran.stderr
+
+
+STUCK = """
+import sys
+from pathlib import Path
+from tests.export.engines import build
+sys.executable = sys.argv[1]
+build(Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_build_leaves_nothing_behind_the_next_one(tmp_path: Path, folder: Path, end: signal.Signals) -> None:
+    source, engine = conv_net(tmp_path / "net.onnx"), folder / "x.engine"
+    hang = fake_python(tmp_path / "python", f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; sleep 100")
+    command = [sys.executable, "-c", STUCK, hang, str(source), str(engine)]
+    with subprocess.Popen(command, cwd=HOUSE) as process:
+        until = time.monotonic() + 20
+        while not (tmp_path / "pid").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert len(list(folder.glob(".x.engine.*.tmp"))) == 1
+        process.send_signal(end)
+    os.killpg(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # a shell, which does not ask to die with its parent
+    assert not engine.exists()
+    build(source, engine)
+    assert sorted(item.name for item in folder.iterdir()) == ["x.engine", "x.engine.json", "x.engine.log"]
+
+
+def test_terminated_the_command_ends_its_builder_and_clears_up(tmp_path: Path, folder: Path) -> None:
+    source = conv_net(tmp_path / "net.onnx")
+    hang = fake_python(tmp_path / "python", f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; sleep 100")
+    code = (
+        "import runpy, sys; sys.executable = sys.argv.pop(1)\n"
+        "runpy.run_module('export', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code, hang, str(source), str(folder / "x.engine"), "--target", "SM86"]
+    with subprocess.Popen(command, cwd=HOUSE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 20
+        while not (tmp_path / "pid").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "interrupted\n")
+    assert ends(int((tmp_path / "pid").read_text()))
+    assert list(folder.iterdir()) == []
