@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
 from export.files import sha256, write_json
@@ -23,6 +24,7 @@ SCHEMA = 2
 MAX_BYTES = 1 << 20
 
 Name = Annotated[str, Field(min_length=1, max_length=512)]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,4}([.+a-z-][0-9A-Za-z.+-]{0,32})?$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Dim = Annotated[int, Field(ge=1, lt=2**31)]
@@ -62,8 +64,8 @@ class Cuda(_Section):
     """`library`: the major version of CUDA that TensorRT was built for; `driver`: the version the builder's driver
     serves. Null where not known, or where there was none."""
 
-    library: Name | None
-    driver: Name | None
+    library: Version | None
+    driver: Version | None
 
 
 class Options(_Section):
@@ -116,7 +118,7 @@ class Manifest(_Section):
     sha256: Digest
     bytes: Count
     flavour: Flavour
-    version: Name
+    version: Version
     cuda: Cuda
     targets: list[Annotated[str, Field(pattern=r"^SM[0-9]{2,3}$")]] = Field(min_length=1, max_length=16)
     precision: Precision
@@ -135,6 +137,16 @@ class Manifest(_Section):
     notes: list[str] = Field(max_length=64)
     measured: Measured | None
     command: Annotated[str, Field(max_length=8192)]
+
+    @field_validator("command")
+    @classmethod
+    def _rebuilds(cls, command: str) -> str:
+        """People are shown it to run it: one command, ours, whose options can be exchanged."""
+        words = shlex.split(command)
+        ours = words[:3] == ["python", "-m", "export"] and {"--flavour", "--target"} <= set(words[:-1])
+        if not ours or shlex.join(words) != command:
+            raise ValueError("expected one command, python -m export ONNX ENGINE --flavour ... --target ...")
+        return command
 
     @property
     def target(self) -> str:

@@ -17,6 +17,7 @@ from export.flavours import EngineUnavailable, load
 from export.gpu import first_gpu
 from export.manifest import Manifest, manifest_path, verify
 from export.triton_images import TritonImage, triton_image
+from runtime.backend import ENGINE_SUFFIXES
 from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, UserError
 
 Status = Literal["ok", "wrong machine", "unknown"]
@@ -64,12 +65,15 @@ def preflight(engine: Path, *, image: TritonImage | None = None, target: str | N
 
     `wrong machine`: the flavour is not there, there is no GPU, or version, CUDA or compute capability do not fit.
     `unknown`: no manifest, a tag that is not in the table, no GPU named for it, or an RTX engine about which the
-    runtime gives no answer. `UserError`: the engine is missing, truncated or altered, or its manifest is not in order.
+    runtime gives no answer. `UserError`: the engine is missing, no engine by its name, truncated or altered, or its
+    manifest is not in order.
     """
     if not engine.is_file():
-        raise UserError(f"{engine} is missing", "an engine file", "check the path")
+        found = "is no file" if engine.exists() else "is missing"
+        raise UserError(f"{engine} {found}", "an engine file", "check the path")
     name = image.reference if image else "this machine"
     if not manifest_path(engine).exists():
+        _demand_engine_name(engine)
         reason = f"{manifest_path(engine).name} is missing: nothing tells what it was built for"
         return Preflight(engine, name, "unknown", (reason,), None)
     manifest = verify(engine)
@@ -80,6 +84,17 @@ def preflight(engine: Path, *, image: TritonImage | None = None, target: str | N
     status: Status = "wrong machine" if wrong else "unknown" if unknown else "ok"
     rebuild = None if status == "ok" else _rebuild(manifest, machine)
     return Preflight(engine, name, status, (*wrong, *unknown, *remarks), rebuild)
+
+
+def _demand_engine_name(engine: Path) -> None:
+    """`UserError` for a file that neither its name nor a manifest calls an engine."""
+    if engine.suffix not in ENGINE_SUFFIXES:
+        remedy = "build one from it: python -m export" if engine.suffix == ".onnx" else "give an engine of a run"
+        raise UserError(
+            f"{engine} is no engine by its name, and no manifest {manifest_path(engine).name} is beside it",
+            f"a file that ends in {' or '.join(ENGINE_SUFFIXES)}, or one with its manifest",
+            remedy,
+        )
 
 
 def examine(engine: Path, image: str | None, target: str | None) -> Preflight:
@@ -174,7 +189,7 @@ def _capability(target: str) -> int:
 
 def _release(version: str) -> list[int]:
     """Major, minor and patch: within them engines load, across them they do not."""
-    return [int(part) for part in version.split(".")[:3]]
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
 def _rebuild(manifest: Manifest, machine: Machine) -> str | None:

@@ -193,3 +193,25 @@ def test_an_altered_engine_or_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="as in its manifest"):
         preflight(engine)
     assert engine.exists()
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("README.md", "give an engine of a run"), ("net.onnx", "python -m expo")])
+def test_a_file_that_is_no_engine_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str
+) -> None:
+    machine(monkeypatch, None)
+    (tmp_path / name).write_text("some text")
+    with pytest.raises(UserError, match=rf"{name} is no engine by its name, and no manifest {name}\.json is beside it"):
+        preflight(tmp_path / name)
+    with pytest.raises(UserError, match=remedy):
+        preflight(tmp_path / name)
+    with pytest.raises(UserError, match="is no file; an engine file"):
+        preflight(tmp_path)
+    assert preflight(stand_in(tmp_path / name)).status == "wrong machine"  # its manifest says what it is
+
+
+def test_versions_that_are_not_releases_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, AMPERE, trt("10.9.0rc1"))
+    assert preflight(stand_in(tmp_path / "x.engine", version="10.9.0a2")).status == "ok"
+    told = preflight(stand_in(tmp_path / "x.engine", version="10.9.1.post1"))
+    assert (told.status, told.reasons[0][:24]) == ("wrong machine", "tensorrt is 10.9.0rc1 on")
