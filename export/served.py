@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export import manifest
@@ -38,14 +38,16 @@ class Sources:
     """Where model files may come from, and what they may be.
 
     Every file lies in `root` and is no symbolic link. `hashes` are the SHA-256 that ONNX files must have; engines are
-    held against their manifests. `max_batch` bounds batches (an engine also has its profiles). `allow_rtx` also takes
-    engines of `tensorrt_rtx`, which Triton's own TensorRT backend, made for engines of `tensorrt`, does not load.
+    held against their manifests; `measured` has, for some, the name beside which a manifest with figures lies.
+    `max_batch` bounds batches (an engine also has its profiles). `allow_rtx` also takes engines of `tensorrt_rtx`,
+    which Triton's own TensorRT backend, made for engines of `tensorrt`, does not load.
     """
 
     root: Path
     hashes: Mapping[Path, str]
     max_batch: int = 256
     allow_rtx: bool = False
+    measured: Mapping[Path, Path] = field(default_factory=dict)
 
 
 def safe_name(text: str) -> str:
@@ -74,7 +76,8 @@ def check_models(models: Sequence[Model], labels: Sequence[str], more_names: Seq
 
 
 def copy_versions(model: Model, folder: Path, sources: Sources) -> tuple[Signature, dict[str, str]]:
-    """Copies the files of all versions into `folder`/<version>/; what they have in common, and their hashes."""
+    """Copies the files of all versions into `folder`/<version>/, an engine with its manifest, sealed for its new name;
+    what they have in common, and their hashes."""
     folder.mkdir()
     signatures: list[Signature] = []
     digests: dict[str, str] = {}
@@ -88,9 +91,10 @@ def copy_versions(model: Model, folder: Path, sources: Sources) -> tuple[Signatu
             signatures.append(signature_of_onnx(read_graph(target, shown=source), sources.max_batch))
             expected = sources.hashes.get(source)
         else:
-            described = manifest.read(source)
+            described = manifest.read(sources.measured.get(source, source))
             expected = described.sha256
             signatures.append(_engine_signature(described, sources))
+            manifest.write(target, described.model_copy(update={"file": target.name}))
         if expected not in (None, digest):
             raise UserError(f"{source} has the SHA-256 {digest[:12]}...", f"{expected} as recorded", "make it again")
     if len({signature.interface for signature in signatures}) != 1:

@@ -44,3 +44,16 @@ def _latency(latencies: Mapping[str, Any], result: EngineResult) -> Iterator[man
             yield manifest.Latency(
                 batch=int(key.removeprefix("b")), p50_ms=row["p50_ms"], p95_ms=row["p95_ms"], n=row["n"]
             )
+
+
+def measured_manifests(checked: Path, engines: Sequence[EngineResult]) -> dict[Path, Path]:
+    """Engine -> the name beside which its manifest with figures lies in the folder of the check, as
+    `export.manifest.read` takes it; none where the check did not run it. UserError where such a manifest was changed.
+    """
+    copies: dict[Path, Path] = {}
+    for result in engines:
+        if result.engine is not None:
+            copy = checked / FOLDER / result.engine.path.name
+            if manifest.manifest_path(copy).is_file() and manifest.read(copy).sha256 == result.engine.sha256:
+                copies[result.engine.path] = copy
+    return copies

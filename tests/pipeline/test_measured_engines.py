@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from export import manifest
 from export.engine_from_onnx import Engine
 from pipeline.exporting import EngineResult
-from pipeline.measured_engines import write_measured
+from pipeline.measured_engines import measured_manifests, write_measured
 from runtime.errors import UserError
 from tests.export.engines import stand_in
 
@@ -60,3 +61,17 @@ def test_engines_that_did_not_run_have_none(tmp_path: Path) -> None:
     made.engine.path.write_bytes(b"another")
     with pytest.raises(UserError, match="bytes long"):
         write_measured(document("NVIDIA L4", "x"), [made], tmp_path / "check")
+
+
+def test_the_manifests_with_figures_are_found_by_the_engine_they_are_of(tmp_path: Path) -> None:
+    made, missing = result(tmp_path), EngineResult("dense", "fp16", "SM86", None, "no TensorRT")
+    assert measured_manifests(tmp_path / "check", [made, missing]) == {}
+    (path,) = write_measured(document("NVIDIA L4", "dense.fp16.SM86.engine"), [made], tmp_path / "check")
+    assert made.engine is not None
+    copy = tmp_path / "check" / "engines" / "dense.fp16.SM86.engine"
+    assert measured_manifests(tmp_path / "check", [made, missing]) == {made.engine.path: copy}
+    other = replace(made, engine=replace(made.engine, sha256="0" * 64))  # built again since the check
+    assert measured_manifests(tmp_path / "check", [other]) == {}
+    path.write_text(path.read_text().replace("0.75", "0.95"))
+    with pytest.raises(UserError, match="was changed after it was written"):
+        measured_manifests(tmp_path / "check", [made])
