@@ -41,6 +41,7 @@ OURS: dict[str, tuple[Precision, Calibration]] = {
     "ONNX Runtime, percentile 99.99": ("int8", Calibration("percentile", 99.99)),
     "ONNX Runtime, percentile 99.9": ("int8", Calibration("percentile", 99.9)),
     "ONNX Runtime, entropy": ("int8", Calibration("entropy")),
+    "ONNX Runtime, uint8 for its own kernels, minmax": ("int8", Calibration("minmax", runtime="onnxruntime")),
 }
 FP16 = "import onnx, onnxconverter_common as c; onnx.save(c.float16.convert_float_to_float16({load}, {how}), '{out}')"
 PEERS: dict[str, tuple[Precision, list[str]]] = {

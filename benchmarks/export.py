@@ -6,7 +6,8 @@ torchvision's ResNet-50 with random weights, three channels in ten of every inne
 simplified, written in fp16, bf16 and int8, and built as two TensorRT-RTX engines. Images are noise, labels the
 network's own answers: times do not depend on them. Then each precision is timed on ONNX Runtime. PYTHON is an
 interpreter that has polygraphy, olive-ai and nvidia-modelopt[onnx]; a tool that it lacks, or that fails, gets its
-reason. Peak memory is that of the largest process. Exit 1 where 90 s or 6 GiB are exceeded.
+reason. Peak memory is that of the largest process. Exit 1 where 90 s or 6 GiB are exceeded. Run it again with --add for
+more than one measurement.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from typing import Any
 
 from export.files import write_json
 from runtime.device import environment
-from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
+from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS, UserError
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S, LIMIT_GIB = 90.0, 6.0
 SHAPE = (3, 224, 224)
+BATCHES = (1, 8)
 PEERS: dict[str, tuple[str, str]] = {
     "simplify": ("polygraphy surgeon sanitize", "{polygraphy} surgeon sanitize {onnx} --fold-constants -o {out}"),
     "fp16": ("polygraphy convert --fp-to-fp16", "{polygraphy} convert {onnx} --convert-to onnx --fp-to-fp16 -o {out}"),
@@ -92,20 +94,38 @@ def ours(folder: Path, images: int) -> list[Point]:
 
 
 def latencies(folder: Path) -> list[Point]:
-    """The compact network in each precision on ONNX Runtime, one image, timed in turn."""
+    """The compact network in each precision on ONNX Runtime, timed in turn."""
     import numpy as np
 
     from export.best import fastest
 
     files = {"fp32": folder / "compact.onnx"}
     files |= {name: folder / f"compact.{name}.onnx" for name in ("fp16", "bf16", "int8")}
-    image = np.load(folder / "images.npy")[:1]
-    told = fastest(files, {}, image, device="auto", threads=len(os.sched_getaffinity(0)), time_limit_s=15.0)
-    return [
-        {"tool": f"ONNX Runtime, {told.device}", "step": f"run {item.precision}, batch 1", "time_s": None}
-        | {"p50_ms": item.p50_ms, "speedup": item.speedup, "reason": item.reason}
-        for item in told.candidates
-    ]
+    noise = np.load(folder / "images.npy")
+    files["int8 for ONNX Runtime"] = for_onnxruntime(folder, noise)
+    points: list[Point] = []
+    for batch in BATCHES:
+        images = np.resize(noise, (batch, *noise.shape[1:]))
+        told = fastest(files, {}, images, device="auto", threads=len(os.sched_getaffinity(0)), time_limit_s=15.0)
+        points += [
+            {"tool": f"ONNX Runtime, {told.device}", "step": f"run {item.precision}, batch {batch}", "time_s": None}
+            | {"p50_ms": item.p50_ms, "speedup": item.speedup, "reason": item.reason}
+            for item in told.candidates
+        ]
+    return points
+
+
+def for_onnxruntime(folder: Path, images: Any) -> Path:
+    """int8 in the form that ONNX Runtime's kernels for CPUs compute in int8."""
+    import numpy as np
+
+    from export.precision import Images, Lowering, Rules
+    from export.quantise import Calibration
+
+    few = images[:8]
+    given = Images(few, lambda: [images], lambda: [(few, np.zeros(len(few), np.int64))])
+    rules = Rules(100.0, calibration=Calibration("minmax", runtime="onnxruntime"))
+    return Lowering(folder / "compact.onnx", given).write(folder / "compact.int8.ort.onnx", "int8", rules).path
 
 
 def dying_resnet50() -> Any:
@@ -155,6 +175,16 @@ def olive_config(onnx: Path, out: Path) -> dict[str, Any]:
     }
 
 
+def measured_before(path: Path, command: str, machine: dict[str, Any]) -> list[Point]:
+    """The points in the file; `UserError` where they were measured otherwise than these will be."""
+    document = json.loads(path.read_text("utf-8"))
+    before, keys = document["environment"], ("fingerprint", "versions")
+    if document["command"] != command or any(before[key] != machine[key] for key in keys):
+        raise UserError(f"{path} was measured otherwise", "the same command, machine and versions", "leave --add out")
+    points: list[Point] = document["points"]
+    return points
+
+
 def peak_gib() -> float:
     """Of this process or its largest child, resident."""
     kib = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -166,21 +196,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.export", description=main.__doc__)
     parser.add_argument("--images", type=int, default=64, help="Images to calibrate on, and as many to judge by.")
     parser.add_argument("--peers", type=Path, help="An interpreter that has the other tools.")
+    parser.add_argument("--add", action="store_true", help="Keep the points in the file and add to them.")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "export.cpu.json")
     options = parser.parse_args(arguments)
+    command = f"python -m benchmarks.export --images {options.images}" + (" --peers PYTHON" * bool(options.peers))
+    machine = environment()
+    earlier = measured_before(options.out, command, machine) if options.add else []
     with tempfile.TemporaryDirectory() as name:
         started = time.perf_counter()
         points = ours(Path(name), options.images)
         whole: Point = {"tool": "demport", "step": "all", "time_s": time.perf_counter() - started, "reason": None}
         whole["peak_gib"] = peak_gib()
         others = [*latencies(Path(name)), *peers(options.peers, Path(name))]
+    measured = [*earlier, *points, whole, *others]
     document = {
         "schema": 1,
-        "command": f"python -m benchmarks.export --images {options.images}" + (" --peers PYTHON" * bool(options.peers)),
-        "environment": environment(),
-        "n": 1,
+        "command": command,
+        "environment": machine,
+        "n": sum(point["step"] == "all" for point in measured),
         "threads": len(os.sched_getaffinity(0)),
-        "points": [*points, whole, *others],
+        "points": measured,
     }
     write_json(options.out, document)
     print(json.dumps(whole), file=sys.stderr)

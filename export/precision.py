@@ -145,6 +145,7 @@ class Lowering:
                 f"leave {precision} out",
             ) from error
         self._demand_layers(low, precision)
+        own = rules.calibration.runtime == "onnxruntime"
         drop = 100 * float(self.correct.mean() - correct.mean())
         size = graph.write_graph(low, path)
         return CastGraph(
@@ -161,14 +162,14 @@ class Lowering:
             images=len(correct),
             holds=drop <= rules.max_accuracy_drop,
             kept=kept,
-            measured_by=MEASURED_BY[precision],
+            measured_by=MEASURED_BY[precision] + (", in its own form" if precision == "int8" and own else ""),
         )
 
     def _maker(self, precision: Precision, rules: Rules, forced: Collection[str]) -> Callable[..., onnx.ModelProto]:
         """keep -> the graph with those layers, and `forced`, in fp32."""
         if precision == "int8":
             ranges = ranges_of(self.source, self.images.calibration(), rules.calibration)
-            return lambda keep: quantise(self.model, ranges, {*keep, *forced}, self.source)
+            return lambda keep: quantise(self.model, ranges, {*keep, *forced}, self.source, rules.calibration.runtime)
         half: Half = precision
         return lambda keep: to_half(self.model, half, {*keep, *forced}, self.source)
 

@@ -4,6 +4,9 @@ Ranges and pairs come from ONNX Runtime's quantiser (calibrators and `QDQQuantiz
 for an activation and one for each output channel of a weight. Pairs stand at the inputs of weighted layers and at both
 inputs of residual additions, not at the outputs of layers: there TensorRT fuses bias, addition and ReLU into the
 convolution. Biases stay fp32, which TensorRT demands.
+
+ONNX Runtime's kernels for CPUs want another form: activations in uint8 with a zero point, which takes the ReLU in,
+pairs at the outputs of convolutions and additions too, and biases in int32.
 """
 
 from __future__ import annotations
@@ -24,15 +27,20 @@ from runtime.errors import UserError
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPERATORS = (*WEIGHTED, "Add")
+PASSING = ("Relu", "Clip", "MaxPool", "AveragePool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
+"""In int8 where what they read is, in ONNX Runtime's form."""
 PIECE = 4  # images whose activations are in memory at once while histograms are taken
+Runtime = Literal["tensorrt", "onnxruntime"]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How activation ranges are found. `percentile` (of the magnitudes) belongs to the method of that name."""
+    """How activation ranges are found, and whose form the pairs have. `percentile` (of the magnitudes) belongs to the
+    method of that name."""
 
     method: Literal["minmax", "percentile", "entropy"] = "percentile"
     percentile: float = 99.99
+    runtime: Runtime = "tensorrt"
 
 
 def layers_of(model: onnx.ModelProto) -> list[str]:
@@ -59,7 +67,8 @@ def ranges_of(source: Path, batches: Iterable[graph.Array], calibration: Calibra
         "percentile": CalibrationMethod.Percentile,
         "entropy": CalibrationMethod.Entropy,
     }[calibration.method]
-    options: dict[str, Any] = {"symmetric": True}
+    plain = calibration.runtime == "tensorrt"
+    options: dict[str, Any] = {"symmetric": plain}
     if calibration.method == "percentile":
         options["percentile"] = calibration.percentile
     name = graph.inputs_of(graph.read_graph(source))[0].name
@@ -68,7 +77,7 @@ def ranges_of(source: Path, batches: Iterable[graph.Array], calibration: Calibra
         try:
             calibrator = create_calibrator(
                 str(source),
-                list(OPERATORS),
+                list(OPERATORS if plain else (*OPERATORS, *PASSING)),
                 augmented_model_path=str(Path(folder) / "augmented.onnx"),
                 calibrate_method=method,
                 extra_options=options,
@@ -88,41 +97,30 @@ def ranges_of(source: Path, batches: Iterable[graph.Array], calibration: Calibra
             ) from error
 
 
-def quantise(model: onnx.ModelProto, ranges: Any, keep: Collection[str], source: Path) -> onnx.ModelProto:
+def quantise(
+    model: onnx.ModelProto, ranges: Any, keep: Collection[str], source: Path, runtime: Runtime = "tensorrt"
+) -> onnx.ModelProto:
     """`model` with pairs at every layer but those in `keep`, and at the residual additions that follow a layer in int8.
 
-    A node that is not quantised reads the values as they were, also where another reader has a pair.
-    `UserError`: the quantiser fails.
+    In TensorRT's form every other node reads the values as they were, also where another reader has a pair; in ONNX
+    Runtime's only the layers in `keep` do. `ranges` are those of a calibration for the same runtime. `UserError`: the
+    quantiser fails.
     """
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-
     layers = [name for name in layers_of(model) if name not in keep]
     chosen = layers + _adds_after(model, set(layers))
     if not chosen:
         return copy.deepcopy(model)
+    kept = set(layers_of(model)) - set(layers)
+    readers = {node.name for node in model.graph.node} - set(chosen)
+    if runtime == "onnxruntime":
+        readers = _exact(model, kept)
+        chosen += [n.name for n in model.graph.node if n.op_type in PASSING and n.name not in readers]
     try:
-        quantiser = QDQQuantizer(
-            copy.deepcopy(model),
-            True,  # one scale for each output channel of a weight
-            False,
-            QuantType.QInt8,
-            QuantType.QInt8,
-            ranges,
-            chosen,
-            [],
-            list(OPERATORS),
-            {
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(OPERATORS),
-            },
-        )
+        quantiser = _quantiser(copy.deepcopy(model), ranges, chosen, runtime)
         quantiser.quantize_model()
         quantiser.model.topological_sort()
         result: onnx.ModelProto = quantiser.model.model
-        _read_unquantised(result, set(chosen))
+        _read_unquantised(result, readers)
         result.ClearField("metadata_props")
         result.metadata_props.extend(model.metadata_props)
         result.producer_name, result.producer_version = model.producer_name, model.producer_version
@@ -132,6 +130,31 @@ def quantise(model: onnx.ModelProto, ranges: Any, keep: Collection[str], source:
             f"{source} cannot be quantised: {graph.first_line(error)}", "a graph in fp32", "leave int8 out"
         ) from error
     return result
+
+
+def _quantiser(model: onnx.ModelProto, ranges: Any, nodes: list[str], runtime: Runtime) -> Any:
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    plain = runtime == "tensorrt"
+    return QDQQuantizer(
+        model,
+        True,  # one scale for each output channel of a weight
+        False,
+        QuantType.QInt8,
+        QuantType.QInt8 if plain else QuantType.QUInt8,
+        ranges,
+        nodes,
+        [],
+        list(OPERATORS if plain else (*OPERATORS, *PASSING)),
+        {
+            "ActivationSymmetric": plain,
+            "WeightSymmetric": True,
+            "QuantizeBias": not plain,
+            # a product's output may stay in fp32 there too, so the logits are not rounded
+            "OpTypesToExcludeOutputQuantization": list(OPERATORS) if plain else ["Gemm", "MatMul"],
+        },
+    )
 
 
 def _adds_after(model: onnx.ModelProto, layers: set[str]) -> list[str]:
@@ -149,8 +172,22 @@ def _adds_after(model: onnx.ModelProto, layers: set[str]) -> list[str]:
     return [n.name for n in model.graph.node if n.name in wanted and any(map(from_layer, n.input))]
 
 
-def _read_unquantised(model: onnx.ModelProto, chosen: set[str]) -> None:
-    """Gives nodes outside `chosen` back the values that the quantiser put a pair behind; drops pairs nobody reads."""
+def _exact(model: onnx.ModelProto, kept: set[str]) -> set[str]:
+    """`kept` and what hands values on to them. A ReLU that is part of a quantisation would leave no value behind it,
+    and ONNX Runtime quantises a layer that it finds between two pairs."""
+    maker = {name: node for node in model.graph.node for name in node.output}
+    exact = set(kept)
+    read = [name for node in model.graph.node if node.name in kept for name in node.input]
+    while read:
+        node = maker.get(read.pop())
+        if node is not None and node.op_type in PASSING and node.name not in exact:
+            exact.add(node.name)
+            read += node.input
+    return exact
+
+
+def _read_unquantised(model: onnx.ModelProto, readers: set[str]) -> None:
+    """Gives `readers` back the values that the quantiser put a pair behind; drops pairs nobody reads."""
     producer = {name: node for node in model.graph.node for name in node.output}
 
     def raw(name: str) -> str:
@@ -161,7 +198,7 @@ def _read_unquantised(model: onnx.ModelProto, chosen: set[str]) -> None:
         return name if quantiser is None or quantiser.op_type != "QuantizeLinear" else quantiser.input[0]
 
     for node in model.graph.node:
-        if node.name not in chosen and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if node.name in readers:
             for index, name in enumerate(node.input):
                 node.input[index] = raw(name)
     for kind in ("DequantizeLinear", "QuantizeLinear"):

@@ -232,6 +232,13 @@ class Config(Section):
                 "expected each lower precision of the engines in precision.graphs",
                 f"add {missing[0]} to precision.graphs or remove it here",
             )
+        if "int8" in self.engine.precisions and self.precision.int8_for == "onnxruntime":
+            raise impossible(
+                "precision.int8_for",
+                "int8 graphs are for onnxruntime, and engine.precisions asks for int8 engines",
+                "expected tensorrt, whose form engines are built from",
+                "set it so, or remove int8 from engine.precisions",
+            )
         profile = self.engine.profile
         for batch in self.check.batch_sizes:
             if not self.engine.takes(batch):

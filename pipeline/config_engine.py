@@ -102,6 +102,19 @@ class Engine(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rtx_can_follow(self) -> Self:
+        """What an engine that is built ahead of time has no use for is said before any training."""
+        if self.flavour == "tensorrt_rtx":
+            if self.hardware_compatibility != "none":
+                found = f"hardware_compatibility {self.hardware_compatibility} with the flavour tensorrt_rtx"
+                remedy = "list the GPUs in targets, several in one engine as SM86+SM89"
+                raise impossible("hardware_compatibility", found, "expected none", remedy)
+            if self.pin_tactics:
+                found = "pin_tactics with the flavour tensorrt_rtx, which times no kernels"
+                raise impossible("pin_tactics", found, "expected false", "leave it out: every build is the same")
+        return self
+
     def takes(self, batch: int) -> bool:
         """Whether some profile takes this batch."""
         return any(profile.min <= batch <= profile.max for profile in (self.profile, *self.more_profiles))

@@ -31,6 +31,11 @@ class PrecisionSection(Section):
     max_accuracy_drop: NonNegative = Field(
         default=1.0, description="Percentage points a graph may lose against its own fp32 one."
     )
+    int8_for: Literal["tensorrt", "onnxruntime"] = Field(
+        default="tensorrt",
+        description="Who runs the int8 graphs: tensorrt: symmetric int8; onnxruntime: the form that its CPU kernels "
+        "compute in int8, of which no engine can be built.",
+    )
     keep_fp32: str | tuple[str, ...] = Field(
         default="auto",
         description="Layers that stay in fp32, by the name of their weight; auto: the most sensitive, as few as hold "

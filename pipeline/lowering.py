@@ -55,7 +55,7 @@ def lower_graphs(
     progress: Progress,
 ) -> CastGraphs:
     """Write both graphs in each lower precision: `dense.fp16.onnx`, ... Raises UserError."""
-    calibration = Calibration(section.calibration.method, section.calibration.percentile)
+    calibration = Calibration(section.calibration.method, section.calibration.percentile, section.int8_for)
     rules = Rules(section.max_accuracy_drop, section.kept, calibration)
     images = images_of(section, data)
     made: dict[str, dict[str, CastGraph]] = {"dense": {}, "compact": {}}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import export
-from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
+from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS, UserError
 
 
 def test_three_channels_in_ten_are_dead() -> None:
@@ -42,3 +42,17 @@ def test_limits_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_s:
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["points"][0] == step
     assert document["points"][1]["step"] == "all" and 0 < document["points"][1]["peak_gib"] < 64
+
+
+def test_measurements_are_added_to_those_of_the_same_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"tool": "demport", "step": "export", "time_s": 1.5, "reason": None}
+    monkeypatch.setattr(export, "ours", lambda folder, images: [step])
+    monkeypatch.setattr(export, "latencies", lambda folder: [])
+    out = tmp_path / "r.json"
+    for count in (1, 2, 3):
+        assert export.main(["--out", str(out), *["--add"] * (count > 1)]) == EXIT_PASS
+        document = json.loads(out.read_text())
+        assert (document["n"], document["points"].count(step)) == (count, count)
+    with pytest.raises(UserError, match=r"r\.json was measured otherwise"):
+        export.main(["--out", str(out), "--add", "--images", "5"])
+    assert json.loads(out.read_text()) == document

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
@@ -173,3 +174,74 @@ def test_metadata_and_the_given_graph_stay(tmp_path: Path) -> None:
     assert model.SerializeToString() == before
     assert [(item.key, item.value) for item in made.metadata_props] == [("plan", "abc")]
     assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+OWN = Calibration("minmax", runtime="onnxruntime")
+
+
+def for_onnxruntime(tmp_path: Path, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
+    source = residual_net(tmp_path / "net.onnx")
+    return quantise(onnx.load(str(source)), ranges_of(source, [images(32)], OWN), keep, source, "onnxruntime")
+
+
+def optimised(model: onnx.ModelProto, path: Path) -> Counter[str]:
+    """Operators of the graph as ONNX Runtime's CPU provider runs it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(path), 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+
+
+def test_its_own_form_is_what_onnx_runtime_computes_in_int8(tmp_path: Path) -> None:
+    own = optimised(for_onnxruntime(tmp_path), tmp_path / "own.onnx")
+    assert (own["QLinearConv"], own["QLinearAdd"], own["QGemm"]) == (3, 1, 1)
+    assert not own.keys() & {"Conv", "Add", "Gemm", "Relu"}
+    other = optimised(quantised(tmp_path), tmp_path / "other.onnx")
+    assert (other["QLinearConv"], other["QGemm"]) == (1, 0)  # a ReLU stands behind the other two
+
+
+def test_its_own_form_has_uint8_that_takes_the_relu_in(tmp_path: Path) -> None:
+    model = for_onnxruntime(tmp_path)
+    told = reads(model)
+    assert not [name for name in told if name.startswith("relu")]
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in (node for node in model.graph.node if node.op_type == "QuantizeLinear"):
+        zero = values[node.input[2]]
+        assert zero.dtype == np.uint8
+        if node.input[0] in ("r1", "r2", "r3"):
+            assert zero == 0
+    assert values["layer1.bias_quantized"].dtype == np.int32 if "layer1.bias_quantized" in values else True
+    assert "logits" not in {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+
+
+def test_its_own_form_by_hand(tmp_path: Path) -> None:
+    """x ~ s * (q - z), q from 0 to 255; the weight as in the other form."""
+    w = np.random.default_rng(5).standard_normal((192, 5)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], name="flat"),
+        helper.make_node("MatMul", ["flat", "w"], ["logits"], name="product"),
+    ]
+    source = save(tmp_path / "net.onnx", nodes, {"w": w})
+    x = images(16)
+    made = quantise(onnx.load(str(source)), ranges_of(source, [x], OWN), (), source, "onnxruntime")
+    save_path = tmp_path / "own.onnx"
+    onnx.save(made, save_path)
+    step = (float(x.max()) - float(x.min())) / 255
+    zero = np.rint(-float(x.min()) / step)
+    flat = x.reshape(16, -1).astype(np.float64)
+    rounded = (np.clip(np.rint(flat / step) + zero, 0, 255) - zero) * step
+    scale = np.abs(w.astype(np.float64)).max(0) / 127
+    expected = rounded @ (np.rint(w / scale) * scale)
+    assert np.abs(run(save_path, x) - expected).max() < 0.1 * np.abs(expected - flat @ w).max()
+    assert np.abs(expected - flat @ w).max() > 0.01
+
+
+def test_a_kept_layer_of_its_own_form_stays_in_fp32(tmp_path: Path) -> None:
+    model = for_onnxruntime(tmp_path, keep=("conv2",))
+    told = reads(model)
+    assert told["conv2"] == ["p1", "layer2.weight"]
+    assert told["conv1"][0] == "q(input)" and told["add"] == ["q(c3)", "q(p1)"]
+    assert optimised(model, tmp_path / "own.onnx")["QLinearConv"] == 2 - ("relu1" in told)
+    onnx.save(model, tmp_path / "kept.onnx")
+    exact = run(residual_net(tmp_path / "net.onnx"), images(8))
+    assert np.abs(run(tmp_path / "kept.onnx", images(8)) - exact).max() < 0.05 * np.abs(exact).max()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from export.build_flags import BuildFlags
+from export.features import features
+from export.flavours import load
 from pipeline import config, exporting
+from pipeline.config_engine import CAPABILITIES
+from tests.export.engines import needs_rtx
 
 
 class Heard:
@@ -73,6 +78,11 @@ def test_every_key_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.Monke
         ({"targets": ("SM86+SM86",)}, "`SM86+SM86` is no target"),
         ({"targets": ("CURRENT+SM86",)}, "`CURRENT+SM86` is no target"),
         ({"pin_tactics": True, "timing_cache": None}, "pin_tactics without timing_cache"),
+        ({"flavour": "tensorrt_rtx", "pin_tactics": True}, "pin_tactics with the flavour tensorrt_rtx, which times no"),
+        (
+            {"flavour": "tensorrt_rtx", "hardware_compatibility": "ampere_plus"},
+            "hardware_compatibility ampere_plus with the flavour tensorrt_rtx",
+        ),
         ({"optimization_level": 6}, "less than or equal to 5"),
         ({"more_profiles": (config.Profile(),)}, "is listed twice"),
         ({"hardware_compatibility": "all"}, "Input should be 'none', 'ampere_plus' or 'same_compute_capability'"),
@@ -91,3 +101,11 @@ def test_batches_that_some_profile_takes() -> None:
     )
     assert [batch for batch in (1, 2, 7, 8, 64, 65) if section.takes(batch)] == [1, 8, 64]
     assert config.Engine(targets=("SM86+SM89", "CURRENT")).targets == ("SM86+SM89", "CURRENT")
+
+
+@needs_rtx
+def test_the_targets_of_the_config_are_the_librarys() -> None:
+    known = features(load("tensorrt_rtx")).targets
+    assert set(CAPABILITIES) <= set(known)
+    if version("tensorrt-rtx-cu13").startswith("1.7."):  # a later one may know more
+        assert known == CAPABILITIES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -174,3 +175,27 @@ def test_the_check_says_why_bf16_does_not_run(graphs: SimplifiedGraphs, data: Da
     assert isinstance(told, str) and "Conv(22)" in told
     with pytest.raises(UserError, match="Conv"):
         bench.accuracy("compact", Hop("fp16", "simplified"))
+
+
+def test_int8_in_the_form_for_onnx_runtime(graphs: SimplifiedGraphs, data: Dataset, tmp_path: Path) -> None:
+    both = {
+        name: lowered(graphs, data, tmp_path / name, graphs=("int8",), int8_for=name)
+        for name in ("tensorrt", "onnxruntime")
+    }
+    kinds = {}
+    for name, made in both.items():
+        model = onnx.load(str(made.compact["int8"].path))
+        kinds[name] = {t.data_type for t in model.graph.initializer if t.name.endswith("_zero_point")}
+        assert made.compact["int8"].holds
+        assert made.compact["int8"].measured_by.endswith("own form") == (name == "onnxruntime")
+    int8, uint8 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8
+    assert int8 in kinds["tensorrt"] and uint8 not in kinds["tensorrt"]
+    assert uint8 in kinds["onnxruntime"]
+
+
+def test_no_engine_comes_from_the_form_for_onnx_runtime() -> None:
+    asked = {"precision": {"graphs": ("int8",), "int8_for": "onnxruntime"}}
+    with pytest.raises(ValidationError, match="int8 graphs are for onnxruntime, and engine.precisions asks for int8"):
+        config.Config.model_validate({**asked, "engine": {"precisions": ("fp32", "int8")}})
+    assert config.Config.model_validate({**asked, "engine": {"precisions": ("fp32",)}}).precision.written == ("int8",)
+    assert config.Config.model_validate({**asked, "engine": {"flavour": "none", "precisions": ("int8",)}})
