@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from runtime import inference_client
 from runtime.errors import UserError
-from runtime.inference_client import Server
+from runtime.inference_client import Server, floats, texts
 
 ANSWERS: dict[str, tuple[int, bytes]] = {
     "/v2/health/ready": (200, b""),
@@ -22,6 +27,8 @@ ANSWERS: dict[str, tuple[int, bytes]] = {
     "/v2/models/odd/infer": (200, b"[1"),
     "/v2/models/empty/infer": (200, b"{}"),
     "/v2/models/moved/infer": (302, b""),
+    "/v2/models/deep/infer": (200, b"[" * 100_000),
+    "/v2/models/text/infer": (200, b'{"outputs": ["name"]}'),
 }
 
 
@@ -74,6 +81,8 @@ def test_requests_and_answers(server: Server) -> None:
         ("moved", "refuses 'moved': HTTP 302"),
         ("odd", "an answer without outputs"),
         ("empty", "an answer without outputs"),
+        ("deep", "an answer without outputs"),
+        ("text", "an answer without outputs"),
     ],
 )
 def test_refusals_are_told_with_the_servers_reason(server: Server, model: str, reason: str) -> None:
@@ -92,8 +101,76 @@ def test_waiting(server: Server) -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    for url in ("localhost:8000", "https://x", "http://", "http://u:p@h", "http://h:port", "http://h?x=1"):
+    for url in (
+        *("localhost:8000", "https://x", "http://", "http://u:p@h", "http://h:port", "http://h?x=1"),
+        *("http://[::1", "http://" + "h" * 80, "http://h h"),
+    ):
         with pytest.raises(UserError, match="http://host:port; write the server's address so"):
             Server(url).infer("net", {})
     with pytest.raises(UserError, match="a server of the V2 protocol; start it"):
         Server("http://127.0.0.1:9").infer("net", {})
+
+
+@contextmanager
+def raw_server(*pieces: bytes, pause_s: float = 0.0) -> Iterator[str]:
+    """Answers one connection with these bytes, one after the other; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(1 << 16)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(pause_s)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+
+
+@pytest.mark.parametrize("start", [HEAD, b"HTTP/1.1 200 OK\r\n", b""], ids=["body", "headers", "status"])
+def test_a_server_that_never_ends_is_left_in_time(start: bytes) -> None:
+    """Every byte comes well within the time of one read."""
+    pieces = [start, *[b"x"] * 40]
+    with raw_server(*pieces, pause_s=0.05) as url:
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"no whole answer within 0\.3 s; a server of the V2 protocol"):
+            Server(url, timeout_s=0.3).infer("net", {})
+        assert time.monotonic() - began < 1.5
+
+
+def test_an_answer_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_client, "MAX_ANSWER_BYTES", 1 << 20)
+    with (
+        raw_server(HEAD + b" " * (2 << 20)) as url,
+        pytest.raises(UserError, match="an answer over 1 MiB") as caught,
+    ):
+        Server(url, timeout_s=5).infer("net", {})
+    assert caught.value.remedy == "start it, or check the address"
+
+
+def test_values_are_taken_flat_or_nested_and_only_numbers() -> None:
+    def told(data: Any, shape: Any) -> dict[str, Any]:
+        return {"name": "y", "datatype": "FP32", "shape": shape, "data": data}
+
+    given: list[Any] = [[1, 2.5, 3, 4], [[1, 2.5], [3, 4]]]
+    for right in given:
+        values = floats(told(right, [2, 2]))
+        assert values is not None and values.tolist() == [1.0, 2.5, 3.0, 4.0]
+    wrong: list[tuple[Any, Any]] = [
+        ([1, 2, 3], [2, 2]), ([[1, 2], 3], [2, 2]), (["1", 2, 3, 4], [4]), ([math.nan], [1]), ([math.inf], [1]),
+        ([10**400], [1]), ("1", [1]), ({"0": 1}, [1]), (None, [1]), ([1], "1"), ([1], None), ([], [True]), ([1], [-1]),
+        ([[[1]]], [1, 1]),
+    ]  # fmt: skip
+    for data, shape in wrong:
+        assert floats(told(data, shape)) is None, (data, shape)
+    assert texts(told([["a"], ["b"]], [2, 1])) == ["a", "b"]
+    assert texts(told(["a", 1], [2])) is None and texts(None) is None and floats({}) is None
