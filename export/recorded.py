@@ -6,20 +6,25 @@ of the V2 inference protocol, which Triton, KServe and OpenVINO Model Server spe
 
 from __future__ import annotations
 
+import hashlib
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export.graph import Array, GraphError, open_graph, read_graph, rows, run_graph
+from export.release_index import Index
 from export.served import Model, copy_file
 from export.triton_config import DATA_TYPES, Signature
 from runtime.errors import UserError
 
 SAMPLES = 4
+MAX_BYTES = 256 << 20
 INPUT_DATA, REQUEST, RESPONSE = "input-data.json", "sample-request.json", "sample-response.json"
 
 
@@ -120,6 +125,61 @@ def v2_type(dtype: str) -> str:
     """`float32` -> `FP32`; text is `BYTES`."""
     name = DATA_TYPES[dtype].removeprefix("TYPE_")
     return "BYTES" if name == "STRING" else name
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+
+class RecordedTensor(_Section):
+    """A tensor of a V2 body; `data` is flat."""
+
+    name: Annotated[str, Field(min_length=1, max_length=512)]
+    shape: list[Annotated[int, Field(ge=0, lt=1 << 31)]] = Field(max_length=16)
+    datatype: Annotated[str, Field(max_length=16)]
+    data: list[bool | int | Annotated[float, Field(allow_inf_nan=False)] | str]
+
+
+class _Request(_Section):
+    inputs: list[RecordedTensor] = Field(min_length=1, max_length=64)
+
+
+class _Response(_Section):
+    model_name: str
+    outputs: list[RecordedTensor] = Field(min_length=1, max_length=64)
+
+
+def read_recorded(folder: Path, index: Index, model: str) -> tuple[dict[str, Any], list[RecordedTensor]]:
+    """The recorded request of a model of the published `folder`, as a body, and the outputs recorded with it.
+
+    UserError: a file is missing, over 256 MiB, not the one that the index lists, or no such body.
+    """
+    request = _read(folder, index, f"{model}/{REQUEST}", _Request)
+    return request.model_dump(), _read(folder, index, f"{model}/{RESPONSE}", _Response).outputs
+
+
+_Body = TypeVar("_Body", bound=_Section)
+
+
+def _read(folder: Path, index: Index, name: str, kind: type[_Body]) -> _Body:
+    path, expected, remedy = folder / name, "the recorded body that was published", "publish the run again"
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UserError(f"{path} is no plain file", expected, remedy)
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})", expected, remedy) from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is over {MAX_BYTES >> 20} MiB", expected, remedy)
+    if hashlib.sha256(data).hexdigest() != index.files.get(name):
+        raise UserError(f"{path} was changed", expected, remedy)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "content"
+        raise UserError(f"{path}: {place}: {first['msg']}", expected, remedy) from error
 
 
 def _flat(arrays: Mapping[str, Array], batched: bool) -> dict[str, Any]:

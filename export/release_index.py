@@ -5,9 +5,9 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from export.files import sha256, write_json
@@ -15,6 +15,7 @@ from runtime.errors import UserError
 
 INDEX = "demport.json"
 MAX_BYTES = 16 << 20
+MAX_VALUES = 1 << 28  # of one image
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -32,6 +33,12 @@ class ImageInput(_Section):
     channels: Size
     dtype: Literal["uint8", "float32"]
     high: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _can_be_held(self) -> Self:
+        if self.height * self.width * self.channels > MAX_VALUES:
+            raise ValueError(f"an image of more than {MAX_VALUES} values")
+        return self
 
 
 class PublishedModel(_Section):

@@ -164,9 +164,11 @@ def gate(
     run: RunFolder,
     baseline: Annotated[Path, typer.Option(metavar="FILE", help="Figures accepted before.")],
     update: Annotated[
-        bool, typer.Option("--update", help="Accept this run's figures instead of judging them; asks on a terminal.")
+        bool, typer.Option("--update", help="Accept this run's figures instead of judging them; asks first.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before --update.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Answer --update's question, as where there is no terminal.")
+    ] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict as JUnit XML.")] = None,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the verdict as Markdown.")] = None,
 ) -> int:
@@ -176,8 +178,9 @@ def gate(
     def accept(changes: list[str]) -> bool:
         for change in changes:
             print(change, file=sys.stderr)
-        asked = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-        return not asked or typer.confirm(f"Accept these {len(changes)} figures into {baseline}?", err=True)
+        if not yes and not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UserError("--update without a terminal to ask on", "a yes", "look at the figures, then add --yes")
+        return yes or typer.confirm(f"Accept these {len(changes)} figures into {baseline}?", err=True)
 
     told = gating.gate(gating.Request(run, baseline, update, junit, summary, accept))
     return _judged(told, told, EXIT_CODES[told["status"]])
@@ -257,7 +260,9 @@ def command_line(arguments: Sequence[str]) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())  # what a file or a server put into it must not steer the terminal
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"error: {plain}", file=sys.stderr)
     return errors.EXIT_USAGE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +68,8 @@ def ask(
     """Ask a server what it was given to answer, and compare: 0 the same, 1 not. Or let it classify an image."""
     from pipeline import asking
 
+    if math.isnan(wait) or math.isnan(tolerance):
+        raise UserError("nan for --wait or --tolerance", "a number", "give one")
     order = asking.Order(url, directory, model, wait, tolerance)
     told = asking.classify(order, image) if image is not None else asking.compare(order)
     return finish(told, errors.EXIT_GATE_FAILED if told["status"] == "fail" else errors.EXIT_PASS)

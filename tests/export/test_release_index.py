@@ -29,6 +29,7 @@ def test_it_is_read_back(folder: Path) -> None:
     assert list(index.files) == ["net/1/model.onnx"]
 
 
+HUGE = {"height": 1 << 20, "width": 1 << 20, "channels": 4, "dtype": "uint8", "high": 1.0}
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another schema": (lambda d: d.update(schema=2), "schema: Input should be 1"),
     "true is no number": (lambda d: d.update(serial=True), "serial: Input should be a valid integer"),
@@ -37,6 +38,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a name that is a path": (lambda d: d["models"][0].update(name="../x"), "models.0.name: String should match"),
     "a path upwards": (lambda d: d["files"].update({"../x": "a" * 64}), r"lists '\.\./x'; paths inside the folder"),
     "an absolute path": (lambda d: d["files"].update({"/etc/passwd": "a" * 64}), "lists '/etc/passwd'"),
+    "an image that nothing holds": (
+        lambda d: d["models"][0].update(image=HUGE),
+        "models.0.image: Value error, an image of more than",
+    ),
     "no hash": (lambda d: d["files"].update({"x": "a"}), "files.x: String should match"),
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.release_index import ImageInput, PublishedModel, write_index
+from export.recorded import Exchange, RecordedTensor, write_recorded
+from export.release_index import ImageInput, PublishedModel, read_index, write_index
 from pipeline import asking, cli
 from runtime.errors import UserError
+from tests.scripted_server import scripted
 
 
 def wanted(channels: int = 1, dtype: Any = "uint8", high: float = 16.0) -> ImageInput:
@@ -49,29 +53,51 @@ def tensor(data: list[Any], kind: str = "FP32") -> dict[str, Any]:
     return {"name": "logits", "datatype": kind, "shape": [1, len(data)], "data": data}
 
 
+def recorded(data: list[Any], kind: str = "FP32") -> RecordedTensor:
+    return RecordedTensor(**tensor(data, kind))
+
+
 def test_differences_are_relative_to_the_largest_value() -> None:
-    recorded = tensor([1.0, -4.0])
-    assert asking._difference(recorded, tensor([1.0, -4.4])) == pytest.approx(0.1)
-    assert asking._difference(recorded, tensor([1.0, -4.0])) == 0.0
-    assert asking._difference(tensor(["a"], "BYTES"), tensor(["a"], "BYTES")) == 0.0
+    wanted = recorded([1.0, -4.0])
+    assert asking._difference(wanted, tensor([1.0, -4.4])) == pytest.approx(0.1)
+    assert asking._difference(wanted, tensor([1.0, -4.0])) == 0.0
+    assert asking._difference(recorded(["a"], "BYTES"), tensor(["a"], "BYTES")) == 0.0
 
 
 @pytest.mark.parametrize(
-    "answer", [None, tensor([1.0]), tensor([1, -4], "INT64"), tensor([1.0, math.nan]), tensor([math.inf, -4.0])]
-)
+    "answer",
+    [
+        *({**tensor([1.0, -4.0]), "data": data} for data in (None, "1", [1.0], ["a", "b"], [10**400, 1], [[1], 2])),
+        {"name": "logits"},
+        None, tensor([1.0]), tensor([1, -4], "INT64"), tensor([1.0, math.nan]), tensor([math.inf, -4.0]),
+    ],
+)  # fmt: skip
 def test_other_types_shapes_and_no_numbers_are_wrong(answer: dict[str, Any] | None) -> None:
-    assert asking._difference(tensor([1.0, -4.0]), answer) == math.inf
-    assert asking._difference(tensor(["a"], "BYTES"), tensor(["b"], "BYTES")) == math.inf
+    assert asking._difference(recorded([1.0, -4.0]), answer) == math.inf
+    assert asking._difference(recorded(["a"], "BYTES"), tensor(["b"], "BYTES")) == math.inf
 
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """An index without recorded answers."""
     folder = tmp_path / "models"
-    folder.mkdir()
+    (folder / "net").mkdir(parents=True)
     model = PublishedModel(name="net", platform="onnxruntime_onnx", max_batch_size=1, sha256={})
     write_index(folder, "triton", 1, [model])
     return folder
+
+
+@pytest.fixture
+def complete(published: Path) -> Path:
+    """A network with a recorded exchange, and an ensemble for images."""
+    exchange = Exchange({"input": np.zeros((1, 2), np.float32)}, {"logits": np.array([[1, -4]], np.float32)})
+    write_recorded(published / "net", "net", [exchange], batched=True)
+    models = [
+        *read_index(published).models,
+        PublishedModel(name="net_classify", platform="ensemble", max_batch_size=1, sha256={}, image=wanted()),
+    ]
+    write_index(published, "triton", 1, models)
+    return published
 
 
 def test_errors_are_one_line(published: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,14 +114,105 @@ def test_errors_are_one_line(published: Path, picture: Path, capsys: pytest.Capt
         assert message in shown and shown.count("\n") == 1
 
 
-def test_nobody_there_and_other_addresses(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (published / "net").mkdir()
-    for name in ("sample-request.json", "sample-response.json"):
-        (published / "net" / name).write_text('{"inputs": [], "outputs": []}')
+def test_nobody_there_and_other_addresses(complete: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for url, message in (
         ("http://127.0.0.1:9", "no server is ready there; a server ready within 0.2 s"),
         ("ftp://127.0.0.1", "http://host:port"),
         ("http://127.0.0.1:99999999", "http://host:port"),
     ):
-        assert cli.command_line(["ask", url, str(published), "--wait", "0.2"]) == 2
+        assert cli.command_line(["ask", url, str(complete), "--wait", "0.2"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_waiting_for_no_number_of_seconds(complete: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--wait", "--tolerance"):
+        assert cli.command_line(["ask", "http://127.0.0.1:9", str(complete), option, "nan"]) == 2
+        shown = capsys.readouterr().err
+        assert option in shown and shown.startswith("error: ")
+
+
+def as_link(path: Path) -> None:
+    path.rename(path.with_name("x"))
+    path.symlink_to("x")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], bool, str]] = {
+    "changed": (lambda path: path.write_text(path.read_text().replace("-4", "-5")), False, "was changed; the recorded"),
+    "gone": (lambda path: path.unlink(), False, "cannot be read (No such file"),
+    "a link": (as_link, False, "is no plain file"),
+    "no JSON": (lambda path: path.write_text("{"), True, "content: Invalid JSON"),
+    "no outputs": (lambda path: path.write_text('{"model_name": "net"}'), True, "outputs: Field required"),
+    "no tensor": (lambda path: path.write_text('{"model_name": "net", "outputs": [1]}'), True, "outputs.0: Input"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_recorded_answers_are_those_that_were_published(
+    complete: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`listed`: the index says so too, as somebody who tampers would make it."""
+    damage, listed, message = DAMAGE[case]
+    damage(complete / "net" / "sample-response.json")
+    if listed:
+        write_index(complete, "triton", 1, read_index(complete).models)
+    assert cli.command_line(["ask", "http://127.0.0.1:9", str(complete)]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
+
+
+def answer(outputs: dict[str, list[Any]]) -> bytes:
+    """A V2 answer with these outputs, text where the values are text."""
+    told = [
+        {**tensor(data, "BYTES" if isinstance(data[0], str) else "FP32"), "name": name}
+        for name, data in outputs.items()
+    ]
+    return json.dumps({"outputs": told}).encode()
+
+
+def test_a_class_is_told_and_an_answer_without_one_is_an_error(
+    complete: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted() as script:
+        arguments = ["ask", script.url, str(complete), "--image", str(picture)]
+        script.body = answer({"class": ["seven"], "probability": [0.75]})
+        assert cli.command_line(arguments) == 0
+        (told,) = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]
+        assert told == {"name": "net_classify", "class": "seven", "probability": 0.75}
+        for body in (
+            b"{}", b"[]", b"NaN", answer({"probability": [0.5]}), answer({"class": [7], "probability": [0.5]}),
+            answer({"class": ["seven"], "probability": [math.nan]}), answer({"class": ["seven"]}),
+            answer({"class": ["seven"], "probability": ["high"]}), b'{"outputs": [{"name": "class"}]}',
+        ):  # fmt: skip
+            script.body = body
+            assert cli.command_line(arguments) == 2, body
+            assert f"error: {script.url}: an" in capsys.readouterr().err.replace("no class in the", "an")
+
+
+def test_a_servers_reason_does_not_steer_the_terminal(complete: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted() as script:
+        script.status, script.body = 400, json.dumps({"error": "\x1b]0;owned\x07\nreally\u202e"}).encode()
+        assert cli.command_line(["ask", script.url, str(complete), "--model", "net"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and shown.rstrip("\n").isprintable()
+    assert "refuses 'net': \\x1b]0;owned\\x07 really\\u202e; an answer" in shown
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+    grey = np.repeat(np.array([0, 255, 256, 0x8000, 0xFFFF, 0x1234, 1, 512], np.uint16)[None], 8, 0)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    got = asking.load_image(tmp_path / "deep.png", wanted(high=255.0))
+    assert got.shape == (8, 8, 1)
+    assert got[3, :, 0].tolist() == [0, 0, 1, 0x80, 0xFF, 0x12, 0, 2]
+
+
+def test_images_of_other_kinds_and_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "x.eps")  # Pillow reads it with Ghostscript
+    Image.new("L", (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(asking, "MAX_PIXELS", 64 * 63)
+    for name, reason in (
+        ("x.eps", "cannot identify image file"),
+        ("large.png", "64x64 pixels"),
+        (".", "no plain file"),
+    ):
+        with pytest.raises(UserError, match=f"cannot be read: {reason}"):
+            asking.load_image(tmp_path / name, wanted())
