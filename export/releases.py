@@ -45,6 +45,7 @@ def new_release(directory: Path, *, replace: bool) -> Iterator[Release]:
     one and `replace` is not asked for, or something else stands there, another process publishes beside it, the folder
     cannot be written, or the disk is full.
     """
+    directory = _named(directory)
     with _telling(directory), _locked(directory):
         _repair(directory)
         if directory.is_symlink() or (directory.exists() and not replace):
@@ -69,6 +70,7 @@ def rollback(directory: Path) -> tuple[Index, Swap]:
     Both stay as they are but for the files' times: a server that polls takes only what is newer. UserError: there is
     nothing to roll back to, or a file in it was changed.
     """
+    directory = _named(directory)
     with _telling(directory), _locked(directory):
         _repair(directory)
         before = _previous(directory)
@@ -184,6 +186,14 @@ def _telling(directory: Path) -> Iterator[None]:
         raise UserError(
             f"{directory}: {error.strerror}", f"a folder that can be replaced, no file{hint}", "choose another folder"
         ) from error
+
+
+def _named(directory: Path) -> Path:
+    """The folder under its own name, which `.` and `..` are not: the names beside it are made from that."""
+    named = directory.resolve() if directory.name in ("", "..") else directory
+    if not named.name:
+        raise UserError(f"{directory} is the root folder", "a folder that can be replaced", "choose another folder")
+    return named
 
 
 def _next(directory: Path) -> Path:

@@ -1,8 +1,9 @@
 """A Triton model repository from ONNX files and engines: whole or absent, and nothing in it but what was asked for.
 
 Layout: `<repository>/<model>/{config.pbtxt, labels.txt, input-data.json, sample-request.json, sample-response.json,
-warmup/, <version>/model.onnx | model.plan}` and `<repository>/demport.json`, which lists the files with their hashes.
-Triton reads folders only at the top, so it passes over that list.
+warmup/, <version>/model.onnx | model.plan}`, an ensemble with `sample.png` and without a model file, and
+`<repository>/demport.json`, which lists the files with their hashes. Triton reads folders only at the top, so it passes
+over that list.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ def _ensembles(
             name, (shared[0], model.name, shared[1]), signature, images, signature.outputs[0].name, signature.max_batch
         )
         (folder / name / "config.pbtxt").write_text(text, encoding="utf-8")
+        triton_ensemble.write_sample(folder / name, images)
         _record_classes(model, folder, name, content, images, _latest(model, _serving_of(model, serving)))
         made.append(
             PublishedModel(

@@ -22,6 +22,7 @@ from export.triton_config import Signature, quoted, tensor_lines
 
 IMAGE, CLASS, PROBABILITY = "image", "class", "probability"
 PIXELS, NAMES, CLASSIFY = "pixels", "names", "classify"  # suffixes of the models' names
+SAMPLE = "sample.png"
 _OPSET, _IR = 18, 10
 
 
@@ -146,6 +147,19 @@ def record_classes(images: Images, labels: Sequence[str], network: onnx.ModelPro
         name, probability = answers(after, logits, NAMES)
         exchanges.append(Exchange({IMAGE: pixels}, {CLASS: name, PROBABILITY: probability}))
     return exchanges
+
+
+def write_sample(folder: Path, images: Images) -> None:
+    """The first image as `sample.png`, its 0..`high` told as 0..255: something to send to the ensemble.
+
+    None of a number of channels that a PNG has not, or of pixels below 0, which `high` does not describe.
+    """
+    from PIL import Image
+
+    first = images.pixels[0]
+    if first.shape[2] in (1, 3, 4) and first.min() >= 0:
+        grey = np.rint(first.astype(np.float64) * (255 / images.high)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(grey[:, :, 0] if grey.shape[2] == 1 else grey).save(folder / SAMPLE)
 
 
 def _mapping(kind: str, key: str, value: str) -> str:

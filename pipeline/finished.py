@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,22 +90,45 @@ def publish(folder: Path, target: Target, overrides: tuple[str, ...], progress: 
     config = config_of(folder, overrides)
     contents.make_importable(Path.cwd())
     with workspace_of(config, Order(folder, redo=frozenset({PUBLISH})), progress) as work:
+        _demand_same_data(config, work.finished("10-dense"))
         made = [work.finished(name) for name in ("50-simplify", "55-precision", "60-engine")]
         simplified, casts, engines = made
+        verdict = _verdict(folder, made)
+        if verdict != "pass":
+            told = "its check is not done" if verdict is None else f"its check says {verdict}"
+            progress.note(f"note: {folder} is published although {told}; `demport check {folder}` does it again")
         done = work.stage(
             PUBLISH,
-            lambda out: publish_run(config, folder, target, simplified, casts, engines),
+            lambda out: publish_run(config, folder, target, verdict, simplified, casts, engines),
             inputs={
                 "directory": str(target.directory),
                 "format": target.format,
                 "allow_rtx": target.allow_rtx,
+                "verdict": verdict,
                 "publish": config.publish.model_dump(mode="json"),
             },
             upstream=made,
             code=2,
             versions={},
         )
+        try:
+            rendering.render(folder)  # its first lines say where the folder is
+        except UserError as error:
+            progress.note(f"the report was not written again: {error}")
         return done.result(Published)
+
+
+def _verdict(folder: Path, made: Sequence[Done]) -> str | None:
+    """What the check says of these very stages; None where it did not look at them."""
+    record = stage_record.read(folder / CHECK)
+    if record is None or record.problem:
+        return None
+    try:
+        if any(record.content["upstream"][done.stage] != done.digest for done in made):
+            return None
+        return str(json.loads((folder / CHECK / "check.json").read_text("utf-8"))["verdict"]["status"])
+    except (KeyError, TypeError, ValueError, OSError):  # sealed by somebody else
+        return None
 
 
 def _demand_same_data(config: Config, dense: Done) -> None:

@@ -22,6 +22,7 @@ from pipeline.config import Config
 from pipeline.config_publish import Publish
 from pipeline.data import Dataset
 from pipeline.exporting import CastGraphs, Engines, SimplifiedGraphs, samples_of
+from pipeline.measured_engines import measured_manifests
 from pipeline.workspace import Done
 
 DENSE, COMPACT = 1, 2
@@ -42,13 +43,17 @@ class Served:
 
 @dataclass(frozen=True)
 class Published:
-    """Stage 80: where the folder stands, the number of its release, and its models."""
+    """Stage 80: where the folder stands, the number of its release, and its models.
+
+    `verdict` of the run's check: pass, fail, inconclusive; None where it was not done, or after a rollback.
+    """
 
     directory: str
     format: Format
     serial: int
     swap: str
     models: tuple[Served, ...]
+    verdict: str | None = None
 
     def document(self) -> dict[str, Any]:
         """The JSON document that ends the command's output."""
@@ -57,7 +62,7 @@ class Published:
             for model in self.models
         ]
         told = {"directory": self.directory, "format": self.format, "serial": self.serial, "swap": self.swap}
-        return {"status": "done", **told, "models": models}
+        return {"status": "done", **told, "verdict": self.verdict, "models": models}
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,13 @@ class Target:
 
 
 def publish_run(
-    settings: Config, root: Path, target: Target, simplified: Done, casts: Done, engines: Done
+    settings: Config, root: Path, target: Target, verdict: str | None, simplified: Done, casts: Done, engines: Done
 ) -> Published:
     """Write the folder. Raises UserError.
 
     One model per precision as ONNX, and in a Triton repository one per engine precision and target; version 1 dense,
     version 2 compact, or a model of its own for each. Engines of tensorrt_rtx are left out unless `target.allow_rtx`:
-    Triton's TensorRT backend does not load them.
+    Triton's TensorRT backend does not load them. An engine goes with its manifest, and with what the check measured.
     """
     section, images = settings.publish, data.load(settings.data)
     graphs, lower = simplified.result(SimplifiedGraphs), casts.result(CastGraphs)
@@ -95,7 +100,8 @@ def publish_run(
     if section.layout == "names":
         models = [apart for model in models for apart in _apart(model, graphs)]
     hashes = {**_hashes(simplified), **_hashes(casts)}
-    sources = Sources(root, hashes, section.max_batch or settings.engine.profile.max, target.allow_rtx)
+    measured = measured_manifests(root / "70-check", engines.result(Engines).engines)
+    sources = Sources(root, hashes, section.max_batch or settings.engine.profile.max, target.allow_rtx, measured)
     samples = samples_of(images.test).numpy()
     if target.format == "bundle":
         told = bundle(
@@ -107,12 +113,12 @@ def publish_run(
             storage_uri=section.storage_uri,
             replace=target.replace,
         )
-        return _published(target, told.serial, told.swap, told.models)
+        return _published(target, told.serial, told.swap, told.models, verdict)
     content = Content(images.names, samples, images_of(images) if section.classify else None, name)
     made = publish(
         models, target.directory, sources, content=content, serving=_serving(section), replace=target.replace
     )
-    return _published(target, made.serial, made.swap, made.models)
+    return _published(target, made.serial, made.swap, made.models, verdict)
 
 
 def roll_back(directory: Path) -> Published:
@@ -183,6 +189,8 @@ def _hashes(done: Done) -> dict[Path, str]:
     return {done.folder / name: str(told["sha256"]) for name, told in record["files"].items()}
 
 
-def _published(target: Target, serial: int, swap: str, models: tuple[PublishedModel, ...]) -> Published:
+def _published(
+    target: Target, serial: int, swap: str, models: tuple[PublishedModel, ...], verdict: str | None = None
+) -> Published:
     served = tuple(Served(model.name, model.platform, model.max_batch_size, model.sha256) for model in models)
-    return Published(str(target.directory), target.format, serial, swap, served)
+    return Published(str(target.directory), target.format, serial, swap, served, verdict)

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from export.files import sha256, write_json
+from runtime.errors import UserError
 
 SCHEMA = 1
 NAME = "stage.json"
@@ -95,11 +96,17 @@ def read_unverified(folder: Path) -> dict[str, Any] | None:
 
 
 def revive(folder: Path, kind: type[R], result: Mapping[str, Any]) -> R:
-    """Rebuild the stage's dataclass; relative paths become paths below `folder`."""
+    """Rebuild the stage's dataclass; relative paths become paths below `folder`. UserError: somebody else wrote it."""
     try:
         built = TypeAdapter(kind).validate_python(result)
     except ValidationError as error:
-        raise AssertionError(f"{folder.name}: {kind.__name__} does not fit its own record: {error}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "content"
+        raise UserError(
+            f"{folder / NAME}: its result does not fit ({place}: {first['msg']})",
+            f"a {kind.__name__} as demport writes it",
+            "run `demport run` again with --redo of the stage",
+        ) from error
     return _anchored(built, folder)  # type: ignore[no-any-return]  # same type in, same type out
 
 

@@ -221,3 +221,22 @@ def test_a_full_disk(small_disk: Path) -> None:
         release(small_disk / "models", "x" * (10 << 20), replace=True)
     assert content(small_disk / "models") == "first"
     assert names(small_disk) == ["models"]
+
+
+def test_a_folder_without_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.` and `..` are taken by their real names; the root folder has none."""
+    here = tmp_path / "models"
+    (here / "inner").mkdir(parents=True)
+    for where, name in ((here, "."), (here / "inner", "..")):
+        monkeypatch.chdir(where)
+        with pytest.raises(UserError, match=r"models (exists|holds no demport\.json)"):
+            release(Path(name), "first", replace=name == ".")
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(here)
+    release(here, "first")
+    monkeypatch.chdir(here)
+    assert release(Path(), "second", replace=True) in ("exchanged", "renamed")
+    assert (content(here), content(tmp_path / ".models.previous")) == ("second", "first")
+    for act in (lambda: release(Path("/"), "x", replace=True), lambda: rollback(Path("/"))):
+        with pytest.raises(UserError, match="/ is the root folder; a folder that can be replaced"):
+            act()

@@ -14,7 +14,8 @@ import pytest
 from export.graph import open_graph
 from export.served import Model, Sources
 from export.triton import Content, publish
-from export.triton_ensemble import Images, names_graph, pixels_graph
+from export.triton_ensemble import Images, names_graph, pixels_graph, write_sample
+from pipeline.asking import load_image
 from tests.export.graphs import conv_net, images
 from tests.export.test_triton import LABELS, config_of, files
 
@@ -97,3 +98,17 @@ def test_recorded_classes_are_the_networks(repository: Any) -> None:
         shares = np.exp(logits[0] - logits.max())
         assert answer["probability"]["content"][0] == pytest.approx(shares.max() / shares.sum(), abs=1e-5)
     assert len(recorded["validation_data"]) == 4
+
+
+def test_a_sample_to_send_stands_beside_the_ensemble(repository: Any, tmp_path: Path) -> None:
+    """Read as `demport ask --image` does, it is the first image again, whatever range its pixels have."""
+    assert "digits_classify/sample.png" in files(repository.path)
+    for dtype, high, channels in (("uint8", 255, 3), ("uint8", 16, 1), ("uint8", 200, 4), ("float32", 1, 3)):
+        drawn = np.random.default_rng(7).integers(0, high + 1, (2, 5, 7, channels)).astype(dtype)
+        given = Images(drawn, MEAN, STD, 1.0, float(high))
+        write_sample(tmp_path, given)
+        np.testing.assert_allclose(load_image(tmp_path / "sample.png", given.described), drawn[0], atol=1e-6)
+        (tmp_path / "sample.png").unlink()
+    for odd in (np.zeros((1, 4, 4, 2), np.uint8), np.full((1, 4, 4, 1), -1, np.float32)):
+        write_sample(tmp_path, Images(odd, MEAN, STD, 1.0, 1.0))
+        assert not (tmp_path / "sample.png").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from export.release_index import read_index, verify_release
-from pipeline import cli, config, data
+from pipeline import cli, config, data, stage_record
 from pipeline.data import arrays
 from pipeline.data.sources import Raw
 from pipeline.publishing import images_of
@@ -154,3 +156,104 @@ def test_the_whole_line_connects_to_nothing(config: Path, tmp_path: Path) -> Non
     done = watched("run", config, "--out", tmp_path / "run")
     assert done.returncode in (0, 3), done.stderr
     assert "a connection" not in done.stderr
+
+
+def refused(capsys: pytest.CaptureFixture[str], target: Path, *arguments: str | Path) -> str:
+    """The one line of error; nothing stands at `target` or beside it."""
+    assert call(*arguments) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[-1].startswith("error: ") and not any("Traceback" in line for line in shown)
+    assert not target.exists() and not list(target.parent.glob(f".{target.name}.*"))
+    return shown[-1]
+
+
+def test_a_run_that_is_not_finished(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = tmp_path / "models"
+    shutil.rmtree(copied_run / "55-precision")
+    assert "55-precision: not there; expected a finished stage; run `demport run`" in refused(
+        capsys, here, "publish", copied_run, here
+    )
+    assert "no run folder" in refused(capsys, here, "publish", tmp_path, here)
+    assert "no run folder" in refused(capsys, here, "publish", tmp_path / "absent", here)
+
+
+def test_what_the_check_said_is_told(copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only of the check of these very stages."""
+    check = json.loads((copied_run / "70-check" / "check.json").read_text())["verdict"]["status"]
+    assert call("publish", copied_run, tmp_path / "one") == 0
+    assert told(capsys)["verdict"] == check
+    shutil.rmtree(copied_run / "70-check")
+    assert call("publish", copied_run, tmp_path / "two") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out.splitlines()[-1])["verdict"] is None
+    assert f"note: {copied_run} is published although its check is not done" in shown.err
+
+
+def test_a_check_of_other_stages_does_not_count(copied_run: Path, tmp_path: Path) -> None:
+    from pipeline.finished import _verdict
+    from pipeline.workspace import Done
+
+    record = json.loads((copied_run / "70-check" / "stage.json").read_text())
+    digest = record["upstream"]["50-simplify"]
+    assert _verdict(copied_run, [Done("50-simplify", copied_run / "50-simplify", digest, ran=False)]) is not None
+    assert _verdict(copied_run, [Done("50-simplify", copied_run / "50-simplify", "0" * 64, ran=False)]) is None
+
+
+def test_links_that_leave_the_run_are_refused(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files behind them have the recorded hashes."""
+    here, stage = tmp_path / "models", copied_run / "50-simplify"
+    (stage / "compact.onnx").rename(tmp_path / "elsewhere.onnx")
+    (stage / "compact.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    assert "compact.onnx is a symbolic link; a plain file" in refused(capsys, here, "publish", copied_run, here)
+    (stage / "compact.onnx").unlink()
+    (tmp_path / "elsewhere.onnx").rename(stage / "compact.onnx")
+    stage.rename(tmp_path / "stage")
+    stage.symlink_to(tmp_path / "stage")
+    assert f"lies outside {copied_run}; files of the run" in refused(capsys, here, "publish", copied_run, here)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda result: result["compact"].update(path="../../outside.onnx"), "lies outside"),
+        (lambda result: result["compact"].update(path="/etc/hostname"), "lies outside"),
+        (lambda result: result["compact"].update(path=7), "its result does not fit"),
+        (lambda result: result.clear(), "its result does not fit"),
+    ],
+)
+def test_a_record_sealed_by_somebody_else_leads_nowhere(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    path, here = copied_run / "50-simplify" / "stage.json", tmp_path / "models"
+    record = json.loads(path.read_text())
+    change(record["result"])
+    record["seal"] = stage_record._seal(record)
+    path.write_text(json.dumps(record))
+    shutil.copy(copied_run / "50-simplify" / "dense.onnx", tmp_path / "outside.onnx")
+    assert message in refused(capsys, here, "publish", copied_run, here)
+
+
+def test_a_name_that_is_a_path_becomes_one_that_is_none(copied_run: Path, tmp_path: Path) -> None:
+    path = copied_run / "config.yaml"
+    document = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**document, "name": "../../etc/x y"}))
+    before = set(tmp_path.iterdir())
+    code = call("publish", copied_run, tmp_path / "models")
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "models"}
+    if code == 0:
+        assert all("/" not in name and ".." not in Path(name).parts for name in models(tmp_path / "models"))
+
+
+def test_data_that_changed_since_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], copied_run: Path) -> None:
+    """Its class names and samples would not be the network's."""
+    path = copied_run / "config.yaml"
+    document = yaml.safe_load(path.read_text())
+    arrays_ = np.random.default_rng(0).random((2, 40, 8, 8)).astype(np.float32)
+    labels = np.arange(40) % 10
+    np.savez(tmp_path / "own.npz", x_train=arrays_[0], y_train=labels, x_test=arrays_[1], y_test=labels)
+    document["data"]["source"] = f"npz:{tmp_path / 'own.npz'}"
+    path.write_text(yaml.safe_dump(document))
+    told_ = refused(capsys, tmp_path / "models", "publish", copied_run, tmp_path / "models")
+    assert "changed since" in told_ and "bring it back" in told_
