@@ -142,6 +142,7 @@ def _unknown_key(at: str, path: Sequence[str]) -> UserError:
     schema = config_schema()
     parent = _at(schema, path[:-1])
     assert parent is not None
+    parent = _inside(schema, parent)
     siblings = [".".join([*path[:-1], key]) for key in parent["properties"]]
     leaves = [dotted for dotted, _ in _leaves(schema, schema, "")]
     same_leaf = [dotted for dotted in leaves if dotted.rsplit(".", 1)[-1] == path[-1]]
@@ -182,11 +183,18 @@ def _resolve(schema: Schema, node: Schema) -> Schema:
     return node if reference is None else dict(schema["$defs"][reference.rsplit("/", 1)[-1]])
 
 
+def _inside(schema: Schema, node: Schema) -> Schema:
+    """What keys may follow: of a section that may be null, the section."""
+    node = _resolve(schema, node)
+    sections = [option for option in node.get("anyOf", ()) if "$ref" in option]
+    return _resolve(schema, sections[0]) if len(sections) == 1 else node
+
+
 def _at(schema: Schema, path: Sequence[str]) -> Schema | None:
     """The schema of a dotted key; list items by their index; None below a free mapping such as model.args."""
     node = schema
     for part in path:
-        node = _resolve(schema, node)
+        node = _inside(schema, node)
         inner = node["items"] if part.isdigit() and "items" in node else node.get("properties", {}).get(part)
         if inner is None:
             return None
@@ -196,11 +204,11 @@ def _at(schema: Schema, path: Sequence[str]) -> Schema | None:
 
 def _leaves(schema: Schema, node: Schema, prefix: str) -> Iterator[tuple[str, Schema]]:
     for key, inner in node.get("properties", {}).items():
-        resolved = _resolve(schema, inner)
+        resolved = _inside(schema, inner)
+        if "properties" not in resolved or "anyOf" in inner:
+            yield f"{prefix}{key}", inner
         if "properties" in resolved:
             yield from _leaves(schema, resolved, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
 
 
 def _about(schema: Schema, node: Schema) -> str:

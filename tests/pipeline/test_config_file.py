@@ -36,6 +36,12 @@ MESSAGES: dict[str, tuple[str, str, str, str]] = {
     "two documents": ("seed: 1\n---\nseed: 2\n", "c.yaml:2:", "another document", "one YAML document"),
     "control character": ("name: \x01\n", "c.yaml:", "special characters", "remove what is not text"),
     "unknown section": ("dens: {lr: 1}\n", "c.yaml:1:", "unknown key `dens`", "did you mean `dense`?"),
+    "unknown key of a section that may be null": (
+        "demp:\n  target: {mac: 0.3}\n",
+        "c.yaml:2:",
+        "unknown key `demp.target.mac`",
+        "did you mean `demp.target.macs`?",
+    ),
     "unknown key": ("dense:\n  lr: 0.1\n  epoch: 3\n", "c.yaml:3:", "unknown key `dense.epoch`", "`dense.epochs`?"),
     "key of another section": ("opset: 18\n", "c.yaml:1:", "unknown key `opset`", "did you mean `onnx.opset`?"),
     "key of two sections": ("epochs: 3\n", "c.yaml:1:", "`epochs`", "did you mean `dense.epochs` or `demp.epochs`?"),
