@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,22 @@ Floats = NDArray[np.float32]
 TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is sent to which model, and which outputs make up the answer: one column after the other, class names as
+    numbers.
+    """
+
+    model: str
+    input: str = "input"
+    datatype: str = "FP32"
+    outputs: tuple[str, ...] = ("logits",)
+
+    def columns(self, values: Mapping[str, Any], rows: int) -> Floats:
+        """(rows, ...) float32 of the outputs by name."""
+        return np.concatenate([np.array(values[name]).astype(np.float32).reshape(rows, -1) for name in self.outputs], 1)
+
+
 def http_infer(server: Running, model: str, x: Floats, version: int | None) -> Floats:
     body = {"inputs": [{"name": "input", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}]}
     output = server.infer(model, body, version)["logits"]
@@ -29,15 +45,15 @@ def grpc_infer(server: Running, model: str, x: Floats, version: int | None) -> F
     import tritonclient.grpc as client
 
     with client.InferenceServerClient(f"127.0.0.1:{server.grpc}") as connection:
-        return _ask_grpc(client, connection, model, x, version)
+        return _ask_grpc(client, connection, Question(model), x, version)
 
 
-def _ask_grpc(client: Any, connection: Any, model: str, x: Floats, version: int | None = None) -> Floats:
-    tensor = client.InferInput("input", x.shape, "FP32")
+def _ask_grpc(client: Any, connection: Any, question: Question, x: Any, version: int | None = None) -> Floats:
+    tensor = client.InferInput(question.input, x.shape, question.datatype)
     tensor.set_data_from_numpy(x)
-    answer = connection.infer(model, [tensor], model_version="" if version is None else str(version))
-    logits: Floats = answer.as_numpy("logits")
-    return logits
+    named = "" if version is None else str(version)
+    answer = connection.infer(question.model, [tensor], model_version=named, client_timeout=30)
+    return question.columns({name: answer.as_numpy(name) for name in question.outputs}, len(x))
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,11 @@ class Told:
 class Load:
     """Clients that ask without a pause and compare every answer with what `accepted` holds for its rows.
 
-    `x` (N, ...) are the images, `accepted` the logits (N, classes) of each release that may answer.
+    `x` (N, ...) are the images, `accepted` the answers (N, columns) of each release that may answer.
     """
 
-    def __init__(self, server: Running, model: str, x: Floats, accepted: Sequence[Floats]) -> None:
-        self.server, self.model, self.x, self.accepted = server, model, x, accepted
+    def __init__(self, server: Running, question: Question, x: Any, accepted: Sequence[Floats]) -> None:
+        self.server, self.question, self.x, self.accepted = server, question, x, accepted
         self.stopped = threading.Event()
         self.lock = threading.Lock()
         self.threads: list[threading.Thread] = []
@@ -78,8 +94,10 @@ class Load:
 
     def stop(self) -> Told:
         self.stopped.set()
-        for thread in self.threads:
-            thread.join(30)
+        for number, thread in enumerate(self.threads):
+            thread.join(60)
+            if thread.is_alive():
+                self.errors.append(f"client {number}: no answer")
         answers = sum(self.by_client)
         return Told(answers, tuple(self.by_client), self.by_release, self.last_release, self.wrong, self.errors)
 
@@ -97,13 +115,14 @@ class Load:
             while not self.stopped.is_set():
                 rows = self._rows(draw)
                 x = self.x[rows]
-                tensor = {"name": "input", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
-                connection.request("POST", f"/v2/models/{self.model}/infer", json.dumps({"inputs": [tensor]}))
+                tensor = {"name": self.question.input, "shape": list(x.shape), "datatype": self.question.datatype}
+                body = json.dumps({"inputs": [{**tensor, "data": x.ravel().tolist()}]})
+                connection.request("POST", f"/v2/models/{self.question.model}/infer", body)
                 response = connection.getresponse()
                 told = json.loads(response.read())
                 assert response.status == 200, told
-                (output,) = told["outputs"]
-                self._judge(number, rows, np.array(output["data"], np.float32).reshape(output["shape"]))
+                values = {output["name"]: output["data"] for output in told["outputs"]}
+                self._judge(number, rows, self.question.columns(values, len(rows)))
         finally:
             connection.close()
 
@@ -114,7 +133,7 @@ class Load:
         with client.InferenceServerClient(f"127.0.0.1:{self.server.grpc}") as connection:
             while not self.stopped.is_set():
                 rows = self._rows(draw)
-                self._judge(number, rows, _ask_grpc(client, connection, self.model, self.x[rows]))
+                self._judge(number, rows, _ask_grpc(client, connection, self.question, self.x[rows]))
 
     def _rows(self, draw: np.random.Generator) -> NDArray[np.int64]:
         return draw.integers(0, len(self.x), int(draw.integers(1, 5)))

@@ -20,22 +20,20 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from export.release_index import read_index, write_index
 from pipeline import cli
-from tests.pipeline.tiny import CONFIG
-from tests.server.clients import Load, grpc_infer, http_infer
+from tests.server.clients import Load, Question, grpc_infer, http_infer
 from tests.server.tritonserver import Running, tritonserver
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run, published by the command; the repository."""
-    folder = tmp_path_factory.mktemp("published")
-    (folder / "tiny.yaml").write_text(CONFIG)
-    assert cli.command_line(["run", str(folder / "tiny.yaml"), "--out", str(folder / "run")]) in (0, 3)
-    assert cli.command_line(["publish", str(folder / "run"), str(folder / "models")]) == 0
-    return folder / "models"
+    models = tmp_path_factory.mktemp("published") / "models"
+    assert cli.command_line(["publish", str(run), str(models)]) == 0
+    return models
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +113,10 @@ def test_a_digit_from_the_command_line(server: Running, published: Path, tmp_pat
 
     digits = load_digits()
     agreed = 0
+    sample = published / "tiny_classify" / "sample.png"
+    recorded = json.loads((sample.parent / "sample-response.json").read_text())["outputs"][0]["data"]
+    code, told = demport("ask", server.url, published, "--image", sample, "--model", "tiny_classify")
+    assert (code, [one["class"] for one in told["models"]]) == (0, recorded)
     for row in (0, 1, 2):
         picture = tmp_path / f"{row}.png"
         Image.fromarray((digits.images[row] * (255 / 16)).round().astype(np.uint8)).save(picture)
@@ -135,6 +137,7 @@ def test_ask_fails_where_another_answer_was_recorded(server: Running, published:
     recorded = json.loads(path.read_text())
     recorded["outputs"][0]["data"][3] += 1
     path.write_text(json.dumps(recorded))
+    write_index(other, "triton", 1, read_index(other).models)
     code, told = demport("ask", server.url, other)
     assert (code, told["status"]) == (1, "fail")
     assert {one["name"] for one in told["models"] if one["status"] == "fail"} == {"tiny"}
@@ -143,7 +146,7 @@ def test_ask_fails_where_another_answer_was_recorded(server: Running, published:
 def test_sixteen_clients_for_a_minute(server: Running, published: Path) -> None:
     """Zero errors and zero wrong answers; eight clients over HTTP, eight over gRPC, batches of 1 to 4."""
     x = images(64)
-    load = Load(server, "tiny", x, [expected(published, 2, x)])
+    load = Load(server, Question("tiny"), x, [expected(published, 2, x)])
     load.start(http=8, grpc=8)
     time.sleep(60)
     told = load.stop()
@@ -155,7 +158,7 @@ def test_sixteen_clients_for_a_minute(server: Running, published: Path) -> None:
 
 def test_the_check_of_the_load_finds_wrong_answers(server: Running, published: Path) -> None:
     x = images(8)
-    load = Load(server, "tiny", x, [expected(published, 1, x)])  # the other version's
+    load = Load(server, Question("tiny"), x, [expected(published, 1, x)])  # the other version's
     load.start(http=1, grpc=1)
     time.sleep(1)
     told = load.stop()

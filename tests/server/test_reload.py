@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import numpy as np
 import onnxruntime
 import pytest
+from sklearn.datasets import load_digits
 
 from export.releases import rollback
 from export.served import Model, Sources
 from export.triton import Content, publish
+from pipeline import cli
 from tests.export.graphs import conv_net, images
-from tests.server.clients import Load
+from tests.server.clients import Load, Question
 from tests.server.tritonserver import Running, tritonserver
 
 pytestmark = pytest.mark.server
@@ -42,8 +45,8 @@ def nothing(server: Running) -> None:
     """A server that polls needs no word."""
 
 
-def reload(server: Running) -> None:
-    with urlopen(Request(f"{server.url}/v2/repository/models/net/load", data=b"{}"), timeout=60) as answer:
+def reload(server: Running, model: str = "net") -> None:
+    with urlopen(Request(f"{server.url}/v2/repository/models/{model}/load", data=b"{}"), timeout=60) as answer:
         assert answer.status == 200
 
 
@@ -67,7 +70,7 @@ def test_publish_and_rollback_under_load(root: Path, tmp_path: Path, mode: str) 
     here = tmp_path / "models"
     accepted = [release(root, here, 1.0)]
     with tritonserver(here, *options) as server:
-        load = Load(server, "net", images(32), accepted)
+        load = Load(server, Question("net"), images(32), accepted)
         load.start(http=8, grpc=8)
         try:
             wait_for(load, 0)
@@ -92,7 +95,7 @@ def test_a_second_version_beside_the_first(root: Path, tmp_path: Path) -> None:
     here = tmp_path / "models"
     first = release(root, here, 1.0, versions=1)
     with tritonserver(here, *MODES["poll"][0]) as server:
-        load = Load(server, "net", images(32), [first])
+        load = Load(server, Question("net"), images(32), [first])
         load.start(http=4, grpc=4)
         try:
             wait_for(load, 0)
@@ -104,3 +107,56 @@ def test_a_second_version_beside_the_first(root: Path, tmp_path: Path) -> None:
             told = load.stop()
         assert (told.errors, told.wrong) == ([], 0)
         assert told.by_release[0] > 20 and told.by_release[1] > 0
+
+
+def classes(repository: Path, version: int, pixels: Any) -> Any:
+    """(N, 2): the class and its probability, of the three graphs of the ensemble in a row, by ONNX Runtime."""
+    x = pixels
+    for name, file in (("tiny_pixels", "1"), ("tiny", str(version)), ("tiny_names", "1")):
+        path = repository / name / file / "model.onnx"
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        answers = session.run(None, {session.get_inputs()[0].name: x})
+        x = answers[0]
+    return np.concatenate([np.array(answers[0]).astype(np.float32), answers[1]], axis=1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_commands_under_load(run: Path, tmp_path: Path, mode: str) -> None:
+    """`demport publish`, `--replace` and `--rollback` while 16 clients send pixels to the ensemble and get names:
+    compact answers, then dense, then compact.
+    """
+    options, _ = MODES[mode]
+    here = tmp_path / "models"
+
+    def publish_by_command(*words: str) -> None:
+        assert cli.command_line(["publish", *words]) == 0
+
+    publish_by_command(str(run), str(here))
+    names = [path.name for path in here.iterdir() if path.is_dir()]
+    drawn = load_digits().images[:400, :, :, None].astype(np.uint8)
+    both = [classes(here, version, drawn) for version in (2, 1)]
+    telling = np.abs(both[0] - both[1]).max(axis=1) > 0.01  # answers that tell which version gave them
+    pixels, accepted = drawn[telling], [answers[telling] for answers in both]
+    assert len(pixels) >= 32
+    with tritonserver(here, *options) as server:
+        question = Question("tiny_classify", "image", "UINT8", ("class", "probability"))
+        load = Load(server, question, pixels, accepted)
+        load.start(http=8, grpc=8)
+        try:
+            wait_for(load, 0)
+            for words, answers in (
+                ((str(run), str(here), "--replace", "--set", "publish.serve=dense"), 1),
+                ((str(here), "--rollback"), 0),
+            ):
+                publish_by_command(*words)
+                if mode == "explicit":
+                    for name in names:
+                        reload(server, name)
+                wait_for(load, answers)
+            time.sleep(2)
+            assert load.last_release == 0
+        finally:
+            told = load.stop()
+        assert (told.errors, told.wrong) == ([], 0)
+        assert min(told.by_release[0], told.by_release[1]) > 20
+        assert {state for state, _ in server.states().values()} == {"READY"}
