@@ -11,10 +11,7 @@ import json
 import os
 import resource
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +30,8 @@ from runtime.baseline import read_baseline
 from runtime.errors import UserError
 from tests.export.engines import document as manifest_document
 from tests.fuzz.damage import damaged, damaged_bytes, text_of
+from tests.fuzz.watch import FEW, MANY, attempts, calmly, little_memory
 
-FEW, MANY = 150, 10_000
-SECONDS, BYTES = 2.0, 2 << 30
 MODEL = PublishedModel(name="net", platform="onnxruntime_onnx", max_batch_size=1, sha256={"1": "a" * 64})
 
 PLAN = {
@@ -56,60 +52,6 @@ BASELINE = {
     "rules": {"accuracy": {"relative": 0.0, "absolute": 0.005}, "p50_ms": None},
     "devices": {"cpu": {"environment": {"cores": 2}, "figures": {"params": 10.0, "accuracy.onnx": 0.9}}},
 }
-
-_watching: list[list[str]] = []
-
-
-def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: what the reader does beside reading."""
-    if not _watching:
-        return
-    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.system", "os.exec"):
-        _watching[0].append(f"{event} {arguments[0]}")
-    elif event.startswith(("socket.connect", "subprocess.", "os.posix_spawn", "pickle.find_class")) or (
-        event == "ctypes.dlopen" and arguments[0] is not None  # None is the C library that is there already
-    ):
-        _watching[0].append(f"{event} {arguments[0] if arguments else ''}")
-
-
-@pytest.fixture(scope="session")
-def audit() -> None:
-    """Python's audit hooks cannot be taken away again, so there is one, and it sleeps between the tests."""
-    sys.addaudithook(_watch)
-
-
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """The process may grow by 2 GiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def calmly(read: Callable[[], object], inside: Path | None = None) -> bool:
-    """Whether it was read; a UserError of one line is no crash. Writes are allowed `inside` alone."""
-    done: list[str] = []
-    start = time.process_time()
-    _watching.append(done)
-    try:
-        read()
-        good = True
-    except UserError as error:
-        good = False
-        told = str(error)
-        assert told.count("; ") >= 2 and len(told) < 2000, told[:300]
-        " ".join(told.split()).encode("utf-8", "backslashreplace")
-    finally:
-        _watching.clear()
-    assert time.process_time() - start < SECONDS
-    strange = [one for one in done if inside is None or str(inside) not in one]
-    assert strange == []
-    return good
 
 
 def sealed(data: bytes) -> bytes:
@@ -181,23 +123,13 @@ def index() -> Any:
 def fuzz(reader: str, folder: Path, count: int) -> int:
     """Reads `count` damaged files; how many of them were still good."""
     name, read, strategy = READERS[reader]
-    path, good = folder / name, 0
+    path = folder / name
 
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy())
-    def attempt(data: bytes) -> None:
-        nonlocal good
+    def attempt(data: bytes) -> bool:
         path.write_bytes(data)
-        good += calmly(lambda: read(path))
+        return calmly(lambda: read(path))
 
-    with little_memory():
-        attempt()
+    good = attempts(strategy(), count, attempt)
     path.unlink()
     return good
 
@@ -286,6 +218,6 @@ def test_the_limits_are_real(monkeypatch: pytest.MonkeyPatch) -> None:
     with little_memory(), pytest.raises(MemoryError):
         bytearray(4 << 30)
     assert resource.getrlimit(resource.RLIMIT_AS) == before
-    monkeypatch.setattr("tests.fuzz.test_readers.SECONDS", 0.02)
+    monkeypatch.setattr("tests.fuzz.watch.SECONDS", 0.02)
     with pytest.raises(AssertionError):
         calmly(lambda: [hash(n) for n in range(2_000_000)])
