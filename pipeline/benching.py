@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from runtime.backend import open_session
+from runtime.backend import Array, Session, open_session
 from runtime.concurrency import under_load
 from runtime.conditions import complaints
 from runtime.device import environment
+from runtime.errors import UserError
 from runtime.feeds import random_feeds
 from runtime.latency import Comparison, compare, end_to_end
 
@@ -55,7 +56,7 @@ def _at(paths: Sequence[Path], batch: int, conditions: Conditions) -> dict[str, 
             session = open_session(path, device=conditions.device, threads=conditions.threads)
             stack.callback(session.close)
             sessions.append(session)
-        feeds = [random_feeds(session, batch) for session in sessions]
+        feeds = [_feed(session, batch) for session in sessions]
         told = compare(
             sessions,
             feeds,
@@ -73,6 +74,15 @@ def _at(paths: Sequence[Path], batch: int, conditions: Conditions) -> dict[str, 
     return {"batch": batch, "models": models, "protocol": dict(told.protocol), "conditions": dict(told.conditions)}
 
 
+def _feed(session: Session, batch: int) -> dict[str, Array]:
+    """Random inputs of that batch. UserError where the file takes another one only: times of different batches do not
+    compare."""
+    fixed = next((spec.shape[0] for spec in session.inputs if spec.shape), None)
+    if fixed not in (None, batch):
+        raise UserError(f"{session.name} takes a batch of {fixed} only", f"a batch of {batch}", f"add --batch {fixed}")
+    return random_feeds(session, batch)
+
+
 def _figures(told: Comparison, number: int) -> dict[str, Any]:
     kept = {key: value for key, value in asdict(told.models[number]).items() if key not in ("name", "samples_ms")}
     return {**kept, "speedup": asdict(told.speedups[number - 1]) if number else None}
@@ -83,7 +93,7 @@ def _loaded(paths: Sequence[Path], streams: int, conditions: Conditions) -> dict
     feeds = []
     for opener in openers:
         with contextlib.closing(opener()) as session:
-            feeds.append(random_feeds(session, conditions.batches[0]))
+            feeds.append(_feed(session, conditions.batches[0]))
     told = under_load(openers, feeds, streams)
     models = [
         {"file": str(path), **asdict(load), "speedup": asdict(told.speedups[number - 1]) if number else None}

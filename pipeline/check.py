@@ -17,7 +17,8 @@
     accuracy_difference   dense against compact, through torch, on the same images: {n, only_first, only_second,
                       difference_pp, ci95_pp: [lo, hi], p_value, method}; difference_pp = compact - dense, in
                       percentage points
-    classes[]         {name, n, dense, compact}: accuracy through torch, the class that lost most first
+    classes[]         {name, n, dense, compact, forms: {"<form>": fraction}}: accuracy through torch, the class that
+                      lost most first; forms: compact at every measured form
     hops[]            {model: "dense"|"compact", from, to, max_abs, max_rel, top1_agreement, accuracy_delta,
                       paired: as accuracy_difference, non_inferior: "yes"|"no"|"undecided", reason}
     broken            null, or {model, from, to, drop_pp, limit_pp}: the first hop of compact beyond max_accuracy_drop
@@ -116,8 +117,10 @@ def check(
     networks: dict[str, nn.Module] = {"dense": dense, "compact": compact} | ({"masked": masked} if masked else {})
     metric = own_metric(section.metric)
     bench = Bench(section, networks, graphs, test, device)
-    hops, pairs = hops_of(graphs, engines, masked=masked is not None), pairs_of(graphs, engines)
-    results, latency = bench.measure(hops, pairs, progress)
+    hops = hops_of(graphs, engines, masked=masked is not None)
+    results = bench.accuracies(hops, progress)
+    pairs = pairs_of(graphs, engines, results)
+    latency = bench.latencies(pairs, results, progress)
     through_torch = _through_torch(results["dense"]), _through_torch(results["compact"])
     difference = paired_accuracy(through_torch[0].correct, through_torch[1].correct)
     sizes = {role: _sizes(networks[role], bench.input_shape) | _files(role, graphs, engines) for role in ROLES}
@@ -136,7 +139,7 @@ def check(
         "environment": environment(),
         "models": models,
         "accuracy_difference": asdict(difference),
-        "classes": by_class(images, *through_torch),
+        "classes": by_class(images, *through_torch, results["compact"]),
         "hops": [hop_entry(role, hop, results[role], limit_pp) for role, hop in lines],
         "broken": _broken(broken, limit_pp),
         "worst": _worst(broken[0] if broken else None, through_torch, results, test, images, out),

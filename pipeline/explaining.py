@@ -23,7 +23,7 @@ def explanations(
 ) -> list[dict[str, Any]]:
     """check.json's `why`: fp32 through ONNX Runtime on the CPU, then each engine that was timed; at the gated batch."""
     return [
-        explain(measured, _doubts(latency[backend][precision], bench.gate_batch, models))
+        explain(measured, _doubts(backend, latency[backend][precision][f"b{bench.gate_batch}"], models))
         for (backend, precision), measured in _measured(bench, pairs, latency, models)
     ]
 
@@ -86,10 +86,11 @@ def _on_gpu(bench: Bench, role: Role, pair: Pair, images: Array, on_cpu: Profile
     return replace(profile, kernels=kernels)
 
 
-def _doubts(entries: Mapping[str, Any], batch: int, models: Models) -> list[str]:
-    """What beside the networks may have slowed the measurement."""
-    entry = entries[f"b{batch}"]
+def _doubts(backend: str, entry: Mapping[str, Any], models: Models) -> list[str]:
+    """What beside the networks may have slowed the measurement, or parts it from the layers' times."""
     found = complaints(entry["protocol"]["conditions"])
+    if backend == "onnxruntime" and (device := entry["settings"]["dense"]["device"]) != "cpu":
+        found.append(f"the speedup was measured on {device}, the layers on the CPU")
     for role in ROLES:
         count, settings = models[role]["denormals"], entry["settings"][role]
         if count and "flushed" not in str(settings.get("denormals")):

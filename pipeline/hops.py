@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from runtime.paired import non_inferior, paired_accuracy
 
 WORST = 12  # images kept of a hop
+MASKED = "masked"
 FIGURES = ("max_abs", "max_rel", "top1_agreement", "accuracy_delta", "paired", "non_inferior")
 
 
@@ -64,17 +65,21 @@ def drops(hops: Sequence[Hop], results: Results, reference: Accuracy) -> list[tu
 
 def said(hop: Hop) -> str:
     """`onnx to simplified`, and for the first form of a line its name."""
-    return f"{hop.source} to {hop.name}" if hop.source else hop.name
+    if hop.source is None:
+        return "the network before the cut" if hop.name == MASKED else hop.name
+    return f"{hop.source} to {hop.name}"
 
 
-def by_class(images: Images, dense: Accuracy, compact: Accuracy) -> list[dict[str, Any]]:
-    """Accuracy of every class that the split has images of, the one that lost most first."""
+def by_class(images: Images, dense: Accuracy, compact: Accuracy, forms: Results) -> list[dict[str, Any]]:
+    """Accuracy of every class that the split has images of, the one that lost most first; `forms` are compact's."""
+    measured = {name: told for name, told in forms.items() if isinstance(told, Accuracy)}
     rows = [
         {
             "name": images.name(label),
             "n": int(np.count_nonzero(dense.labels == label)),
             "dense": dense.of_class(label),
             "compact": compact.of_class(label),
+            "forms": {name: told.of_class(label) for name, told in measured.items()},
         }
         for label in range(dense.logits.shape[1])
     ]

@@ -20,7 +20,6 @@ from pipeline.progress import Progress
 from runtime.accuracy import Accuracy, accuracy
 from runtime.backend import Array, DeviceName, Session, open_session
 from runtime.concurrency import under_load
-from runtime.device import gpus
 from runtime.errors import UserError
 from runtime.latency import Comparison, compare, end_to_end
 from runtime.torch_backend import TorchSession, image_inputs
@@ -68,30 +67,39 @@ class Bench:
         self.input_shape: tuple[int, ...] = self._images.shape[1:]
         self.gpu: str | None = None  # that engines ran on
 
-    def measure(
-        self, hops: Mapping[Role, Sequence[Hop]], pairs: Mapping[tuple[str, str], Pair], progress: Progress
-    ) -> tuple[dict[Role, Results], Latencies]:
-        """Accuracy of every hop, then the latency of every pair at every batch size."""
-        batches = sorted(set(self._section.batch_sizes))
-        progress.start("check", sum(map(len, hops.values())) + len(pairs) * len(batches))
+    def accuracies(self, hops: Mapping[Role, Sequence[Hop]], progress: Progress) -> dict[Role, Results]:
+        """On the whole test split, at every hop."""
         results: dict[Role, Results] = {role: {} for role in ROLES}
-        latency: Latencies = {}
-        step = 0
+        every = [(role, hop) for role in ROLES for hop in hops[role]]
+        progress.start("check: accuracy", len(every))
         try:
-            for role in ROLES:
-                for hop in hops[role]:
-                    progress.update(step, f"accuracy of {role}, {hop.name}")
-                    results[role][hop.name] = self.accuracy(role, hop)
-                    step += 1
-            for (backend, precision), pair in pairs.items():
-                for batch in batches:
-                    progress.update(step, f"latency on {backend}, {precision}, batch {batch}")
-                    latency.setdefault(backend, {}).setdefault(precision, {})[f"b{batch}"] = self.latency(pair, batch)
-                    step += 1
-            progress.update(step)
+            for step, (role, hop) in enumerate(every):
+                progress.update(step, f"accuracy of {role}, {hop.name}")
+                results[role][hop.name] = self.accuracy(role, hop)
+            progress.update(len(every))
         finally:
             progress.stop()
-        return results, latency
+        return results
+
+    def latencies(
+        self, pairs: Mapping[tuple[str, str], Pair], results: Mapping[Role, Results], progress: Progress
+    ) -> Latencies:
+        """Every pair at every batch size; null with the reason where one of the two gave no accuracy in `results`."""
+        latency: Latencies = {}
+        every = [(pair, batch) for pair in pairs for batch in sorted(set(self._section.batch_sizes))]
+        progress.start("check: latency", len(every))
+        try:
+            for step, ((backend, precision), batch) in enumerate(every):
+                progress.update(step, f"latency on {backend}, {precision}, batch {batch}")
+                pair = pairs[backend, precision]
+                told = (results[role].get(pair[role].name) for role in ROLES)
+                reason = next((why for why in told if isinstance(why, str)), None)
+                entry = self.latency(pair, batch) if reason is None else _not_timed(reason)
+                latency.setdefault(backend, {}).setdefault(precision, {})[f"b{batch}"] = entry
+            progress.update(len(every))
+        finally:
+            progress.stop()
+        return latency
 
     @contextmanager
     def session(self, role: Role, hop: Hop) -> Iterator[Session]:
@@ -141,8 +149,7 @@ class Bench:
         except UserError as error:
             if pair["dense"].engine is None and pair["dense"].name not in MAY_NOT_RUN:
                 raise
-            figures = ("dense", "compact", "speedup", "end_to_end", "settings", "protocol")
-            return {**dict.fromkeys(figures), "reason": error.found}
+            return _not_timed(error.found)
         return {**_latency(told), "end_to_end": _figures(whole)}
 
     def concurrency(self, pair: Mapping[Role, Hop]) -> list[dict[str, Any]]:
@@ -230,23 +237,34 @@ def hops_of(graphs: Graphs, engines: Sequence[EngineResult], *, masked: bool = F
     return lines
 
 
-def pairs_of(graphs: Graphs, engines: Sequence[EngineResult]) -> dict[tuple[str, str], dict[Role, Hop]]:
-    """(backend, precision) -> what is timed against each other. Of engines for several targets, those of the first that
-    were built for both networks."""
-    pairs: dict[tuple[str, str], dict[Role, Hop]] = {}
+def pairs_of(
+    graphs: Graphs, engines: Sequence[EngineResult], results: Mapping[Role, Results]
+) -> dict[tuple[str, str], Pair]:
+    """(backend, precision) -> what is timed against each other. Of engines for several targets, those that ran here by
+    `results`, else those of the first target that were built for both networks."""
+    pairs: dict[tuple[str, str], Pair] = {}
     for name in graphs:
         if name != "onnx":
             precision = "fp32" if name == "simplified" else name
             pairs["onnxruntime", precision] = {role: Hop(name, None) for role in ROLES}
     pairs["torch", "fp32"] = {role: Hop("torch", None) for role in ROLES}
-    if not gpus():
-        return pairs
-    for result in engines:
-        twin = next((r for r in engines if r.model == "compact" and engine_name(r) == engine_name(result)), None)
+
+    def ran(name: str) -> bool:
+        return all(isinstance(results[role].get(name), Accuracy) for role in ROLES)
+
+    for result in sorted(engines, key=lambda one: not ran(engine_name(one))):  # those that ran first
+        name = engine_name(result)
+        twin = next((r for r in engines if r.model == "compact" and engine_name(r) == name), None)
         if result.model == "dense" and result.engine and twin and twin.engine:
-            hops: dict[Role, Hop] = {"dense": Hop("", None, result), "compact": Hop("", None, twin)}
+            hops: Pair = {"dense": Hop(name, None, result), "compact": Hop(name, None, twin)}
             pairs.setdefault((result.engine.flavour, result.precision), hops)
     return pairs
+
+
+def _not_timed(reason: str) -> dict[str, Any]:
+    """An entry of `latency` without figures."""
+    figures = ("dense", "compact", "speedup", "end_to_end", "settings", "protocol")
+    return {**dict.fromkeys(figures), "reason": reason}
 
 
 def _figures(told: Comparison) -> dict[str, Any]:

@@ -17,13 +17,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from runtime.conditions import complaints
 from runtime.errors import UserError
+from runtime.figures import (
+    MORE_IS_BETTER,
+    RATIOS,
+    TIMES,
+    Report,
+    demand_report,
+    doubts_of,
+    figures_of,
+    kind_of,
+    ratio_entry,
+)
 from runtime.gate import Gate, Status, Verdict, verdict
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Figure = Annotated[float, Field(allow_inf_nan=False)]
-Report = Mapping[str, Any]
 _MAX_BYTES = 4 << 20
 
 
@@ -52,6 +61,8 @@ class Rules(_Part):
     least_ms: Amount = 0.02
     """A ratio is worse only where compact lost at least this much a launch: the ratio of two networks that take some
     hundredths of a millisecond differs by a fifth from one process to the next."""
+    limits: dict[str, Figure] = {}
+    """Figure by name -> the worst it may ever be, whatever the baseline: so that many small losses do not add up."""
 
 
 class Device(_Part):
@@ -97,27 +108,10 @@ def read_baseline(path: Path) -> Baseline:
         raise UserError(f"{path}: {reason}", expected, remedy) from error
 
 
-def figures_of(report: Report) -> dict[str, float]:
-    """The compact network's figures by name: params, macs, bytes, accuracy.<hop>, speedup.<where>, p50_ms.<where> and
-    best_ms.<where>, where <where> is `<backend>.<precision>.b<batch>`; and reference.b<batch>, the p50 of the reference
-    model over compact's. What was not measured is left out."""
-    compact = report["models"]["compact"]
-    figures = {name: compact[name] for name in ("params", "macs", "bytes")}
-    figures |= {f"accuracy.{hop}": value for hop, value in compact["accuracy"].items()}
-    for where, measured in _latencies(report):
-        if measured["compact"] is not None:
-            figures |= {f"{name}.{where}": measured["compact"][name] for name in ("p50_ms", "best_ms")}
-        if measured["speedup"] is not None:
-            figures[f"speedup.{where}"] = measured["speedup"]["ratio"]
-    if reference := report.get("reference"):
-        figures[f"reference.b{reference['batch']}"] = reference["speedup"]["ratio"]
-    return {name: float(value) for name, value in figures.items() if value is not None}
-
-
 def updated(report: Report, baseline: Baseline | None) -> Baseline:
     """The baseline with the report's figures for its device; rules and other devices stay. UserError after a failed
     run."""
-    _demand_report(report)
+    demand_report(report)
     if report["verdict"]["status"] == "fail":
         names = ", ".join(gate["name"] for gate in report["verdict"]["gates"] if gate["status"] == "fail")
         raise UserError(f"the run failed {names}", "a run that does not fail", "mend it before it becomes the baseline")
@@ -136,7 +130,7 @@ def updated(report: Report, baseline: Baseline | None) -> Baseline:
 
 def judge(report: Report, baseline: Baseline) -> Verdict:
     """The run's own gates, then `baseline.<figure>` for every figure of the baseline. Raises UserError as `updated`."""
-    _demand_report(report)
+    demand_report(report)
     _demand_same_name(report, baseline)
     own = [Gate(**gate) for gate in report["verdict"]["gates"]]
     environment = report["environment"]
@@ -146,7 +140,7 @@ def judge(report: Report, baseline: Baseline) -> Verdict:
     if accepted is not None:
         now = figures_of(report)
         for name, before in sorted(accepted.figures.items()):
-            kind = name.partition(".")[0]
+            kind = kind_of(name)
             rule = getattr(baseline.rules, kind, None)
             if not isinstance(rule, Rule) or not (known or _holds_anywhere(kind, baseline.rules)):
                 continue
@@ -155,22 +149,48 @@ def judge(report: Report, baseline: Baseline) -> Verdict:
                 gates.append(Gate(f"baseline.{name}", "inconclusive", now.get(name), None, other))
                 continue
             gates.append(_against(name, before, rule, accepted, now, report, baseline.rules))
-    return verdict(gates)
+    return verdict([*gates, *_limits(baseline.rules, known, report)])
+
+
+def _limits(rules: Rules, known: Device | None, report: Report) -> Iterator[Gate]:
+    """`limit.<figure>` for every entry of the rules' limits."""
+    now = figures_of(report)
+    for figure, limit in sorted(rules.limits.items()):
+        name, value, more_is_better = f"limit.{figure}", now.get(figure), kind_of(figure) in MORE_IS_BETTER
+        if value is None:
+            yield Gate(name, "inconclusive", None, limit, "not measured in this run, or no figure of that name")
+            continue
+        told = f"{value:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
+        if not known and not _holds_anywhere(kind_of(figure), rules):
+            yield Gate(name, "inconclusive", value, limit, f"{told}; not comparable: the baseline lacks this device")
+        elif value >= limit if more_is_better else value <= limit:
+            yield Gate(name, "pass", value, limit, told)
+        else:
+            doubt = _limit_doubt(figure, limit, report)
+            yield Gate(name, "inconclusive" if doubt else "fail", value, limit, told + (f"; {doubt}" if doubt else ""))
+
+
+def _limit_doubt(figure: str, limit: float, report: Report) -> str:
+    """Why a figure beyond a limit may be noise; "" where it may not."""
+    if kind_of(figure) in RATIOS and (edges := ratio_entry(figure, report)["speedup"]["ci95"])[1] >= limit:
+        return f"its interval {edges[0]:.2f} to {edges[1]:.2f} still holds the limit"
+    doubts = doubts_of(report) if kind_of(figure) in (*RATIOS, *TIMES) else []
+    return f"the machine was not itself: {'; '.join(doubts)}" if doubts else ""
 
 
 def _holds_anywhere(kind: str, rules: Rules) -> bool:
-    if kind in ("speedup", "reference"):
+    if kind in RATIOS:
         return rules.ratios_on == "any device"
-    return kind not in ("p50_ms", "best_ms")
+    return kind not in TIMES
 
 
 def _against(
     name: str, before: float, rule: Rule, accepted: Device, now: Mapping[str, float], report: Report, rules: Rules
 ) -> Gate:
     """One figure against the baseline. For accuracy and ratios of speed more is better, for all else less."""
-    kind, _, where = name.partition(".")
+    kind = kind_of(name)
     allowed = max(rule.relative * abs(before), rule.absolute)
-    more_is_better = kind in ("accuracy", "speedup", "reference")
+    more_is_better = kind in MORE_IS_BETTER
     limit = before - allowed if more_is_better else before + allowed
     value = now.get(name)
     if value is None:
@@ -178,42 +198,25 @@ def _against(
     status: Status = "pass"
     told = f"{value:g}, was {before:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
     if value < limit if more_is_better else value > limit:
-        small = _too_small(kind, where, value / before, report, rules) if kind in ("speedup", "reference") else ""
-        doubt = "" if small else _doubt(kind, where, limit, accepted, now, rule, report)
+        small = _too_small(name, value / before, report, rules) if kind in RATIOS else ""
+        doubt = "" if small else _doubt(name, limit, accepted, now, rule, report)
         status = "pass" if small else "inconclusive" if doubt else "fail"
         told += f"; {small or doubt}" if small or doubt else ""
     return Gate(f"baseline.{name}", status, value, limit, told)
 
 
-def _measured(kind: str, where: str, report: Report) -> Mapping[str, Any]:
-    """The entry that a ratio comes from."""
-    return report["reference"] if kind == "reference" else dict(_latencies(report))[where]
-
-
-def _too_small(kind: str, where: str, share: float, report: Report, rules: Rules) -> str:
+def _too_small(name: str, share: float, report: Report, rules: Rules) -> str:
     """Why a ratio beyond its limit does not matter: compact lost too few milliseconds; "" where it does.
 
     share: the ratio over the baseline's.
     """
-    p50_ms = float(_measured(kind, where, report)["compact"]["p50_ms"])
+    p50_ms = float(ratio_entry(name, report)["compact"]["p50_ms"])
     lost_ms = p50_ms * (1 - share)
     return f"compact lost {lost_ms:.3g} ms, less than least_ms" if lost_ms < rules.least_ms else ""
 
 
-def doubts_of(report: Report) -> list[str]:
-    """What made the run's latencies doubtful, each once."""
-    states = [
-        measured["protocol"]["conditions"]
-        for _, measured in _latencies(report)
-        if measured.get("protocol") and measured["protocol"].get("conditions")
-    ]
-    worst = {one.split(" took ")[0]: one for state in states for one in complaints(state)}
-    return list(worst.values())
-
-
 def _doubt(
-    kind: str,
-    where: str,
+    name: str,
     limit: float,
     accepted: Device,
     now: Mapping[str, float],
@@ -221,8 +224,9 @@ def _doubt(
     report: Report,
 ) -> str:
     """Why a figure beyond its limit may be noise of a busy machine; "" where it may not."""
-    if kind in ("speedup", "reference"):
-        low, high = _measured(kind, where, report)["speedup"]["ci95"]
+    kind, _, where = name.partition(".")
+    if kind in RATIOS:
+        low, high = ratio_entry(name, report)["speedup"]["ci95"]
         if high >= limit:
             return f"its interval {low:.2f} to {high:.2f} still holds the limit"
         return _not_itself(accepted, report)
@@ -251,27 +255,6 @@ def _other_device(environment: Mapping[str, Any], baseline: Baseline) -> Gate:
     if baseline.rules.ratios_on == "any device":
         text = f"absolute latency is not comparable: this device is {here}, the baseline holds {there}"
     return Gate("baseline.device", "inconclusive", None, None, f"{text}; add this one with --update")
-
-
-def _latencies(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for backend, precisions in report["latency"].items():
-        for precision, batches in precisions.items():
-            for batch, measured in batches.items():
-                yield f"{backend}.{precision}.{batch}", measured
-
-
-def _demand_report(report: Report) -> None:
-    """UserError where the report lacks, or holds as another type, what the rules look at."""
-    try:
-        found = (report["name"], report["environment"]["fingerprint"], report["verdict"]["status"], figures_of(report))
-        assert all(isinstance(text, str) for text in found[:3])
-        assert all(Gate(**gate).status in ("pass", "fail", "inconclusive") for gate in report["verdict"]["gates"])
-    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"the report is not whole ({type(error).__name__}: {error})",
-            "the report.json of a checked run",
-            "run `demport check` on it",
-        ) from error
 
 
 def _demand_same_name(report: Report, baseline: Baseline) -> None:

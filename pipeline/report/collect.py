@@ -18,7 +18,9 @@ from .schema import Report
 from .view import Epoch, Source
 
 Json = Mapping[str, Any]
-DENSE, DEMP, SURGERY, ENGINE, CHECK = "10-dense", "20-demp", "30-surgery", "60-engine", "70-check"
+DENSE, DEMP, SURGERY, ENGINE, CHECK, PUBLISH = (
+    "10-dense", "20-demp", "30-surgery", "60-engine", "70-check", "80-publish"
+)  # fmt: skip
 
 
 def collect(run: Path) -> Source:
@@ -42,6 +44,7 @@ def collect(run: Path) -> Source:
         "graphs": graphs(*(_result(records.get(name)) for name in ("40-onnx", "50-simplify", "55-precision"))),
         "best": (_result(records.get("55-precision")) or {}).get("best"),
         "engines": check["engines"] if check else _engines(records.get(ENGINE)),
+        "published": _published(records),
         "verdict": check["verdict"] if check else {"status": "inconclusive", "gates": []},
         "stages": [_stage(name, records.get(name)) for name in STAGES],
     }
@@ -137,6 +140,21 @@ def _engines(record: Json | None) -> list[dict[str, Any]]:
         }
         for entry in (record["result"]["engines"] if record else ())
     ]
+
+
+def _published(records: dict[str, Told]) -> dict[str, Any] | None:
+    """Where `demport publish` wrote the run; `current` while the stages it was made from are those that are there."""
+    if PUBLISH not in records:
+        return None
+    record, now = records[PUBLISH], {name: other.get("digest") for name, other in records.items()}
+    try:
+        return {
+            **{key: record["result"][key] for key in ("directory", "format", "serial")},
+            "models": [model["name"] for model in record["result"]["models"]],
+            "current": all(now.get(stage) == digest for stage, digest in record["upstream"].items()),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        _damaged(record.path, f"{type(error).__name__}: {error}")
 
 
 def _environment(records: dict[str, Told]) -> Json:

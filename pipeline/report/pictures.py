@@ -50,7 +50,7 @@ def speedup_picture(report: Report) -> plots.Picture | None:
     )
 
 
-def share_picture(source: Source) -> plots.Picture | None:
+def shares(source: Source) -> list[plots.Span]:
     """Compact as percent of dense, what is smaller being better; latency with its 95 % interval."""
     dense, compact = source.report.models.dense, source.report.models.compact
     spans = []
@@ -65,8 +65,14 @@ def share_picture(source: Source) -> plots.Picture | None:
         for name, (before, after) in sizes.items()
         if before and after
     ]
+    return spans
+
+
+def share_picture(source: Source) -> plots.Picture | None:
+    spans = shares(source)
     alt = "Latency, MACs, parameters, channels and file size of compact, in percent of dense."
-    return plots.intervals(spans, axis="compact, % of dense", alt=alt, marks=[(100.0, "dense")]) if spans else None
+    marks = [(100.0, "dense")]
+    return plots.intervals(spans, axis="compact, % of dense", alt=alt, marks=marks, from_zero=True) if spans else None
 
 
 def distribution_picture(source: Source) -> plots.Picture | None:

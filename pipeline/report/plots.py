@@ -100,7 +100,9 @@ def training(curves: Sequence[Curve]) -> Picture:
     )
 
 
-def intervals(spans: Sequence[Span], *, axis: str, alt: str, marks: Sequence[tuple[float, str]] = ()) -> Picture:
+def intervals(
+    spans: Sequence[Span], *, axis: str, alt: str, marks: Sequence[tuple[float, str]] = (), from_zero: bool = False
+) -> Picture:
     """A dot with a 95 % whisker per span, a row per `Span.row`, the first on top; `marks` are vertical lines."""
     names = list(dict.fromkeys(span.row for span in spans))
 
@@ -119,6 +121,8 @@ def intervals(spans: Sequence[Span], *, axis: str, alt: str, marks: Sequence[tup
             axes.plot([span.value], [y], color=colour, marker="o", markersize=5, linestyle="none")
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
+        if from_zero:
+            axes.set_xlim(left=0)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(axis)

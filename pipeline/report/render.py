@@ -15,8 +15,9 @@ from export.files import write_json
 from pipeline.files import write_text
 from runtime.errors import UserError
 
-from . import numbers, pictures, speed_view, view
+from . import accuracy_view, numbers, pictures, speed_view, view
 from .collect import DEMP, DENSE, ENGINE, collect
+from .glance import glance
 from .schema import EngineFile, Hop, Report, WorstImage
 from .speed_schema import Speedup
 from .surgery_schema import Candidate
@@ -88,12 +89,12 @@ def context(source: view.Source) -> dict[str, Any]:
     return {
         "report": report,
         "css": Markup((HERE / "report.css").read_text("utf-8")),
-        "summary": view.summary(source),
+        "glance": glance(source),
+        "deciding": [gate.name for gate in report.verdict.gates if gate.status == report.verdict.status != "pass"],
         "explanations": speed_view.explanations(source),
         "profiles": [(why, speed_view.parts(why), speed_view.roofline(why)) for why in report.why],
         "layers_pictures": [pictures.layers_picture(why) for why in report.why],
-        "broken": view.first_broken(report),
-        "doubts": speed_view.doubts(source),
+        "broken": accuracy_view.first_broken(report),
         "quantiles": speed_view.quantiles(source),
         "method": speed_view.method(source),
         "swept": speed_view.swept(source),
@@ -101,9 +102,14 @@ def context(source: view.Source) -> dict[str, Any]:
         "worst": worst(source),
         "comparisons": view.comparisons(source),
         "difference": view.difference(report),
-        "latency": view.latency_rows(report),
-        "accuracy_hops": view.accuracy_hops(report),
-        "unmeasured": view.unmeasured_accuracies(report),
+        "shares": shares(source),
+        "latency": [row for row in view.latency_rows(report) if row.figures.speedup],
+        "latency_missing": view.unmeasured_latencies(report),
+        "form_heads": accuracy_view.columns(report),
+        "forms": accuracy_view.forms(report),
+        "unmeasured": accuracy_view.unmeasured(report),
+        "class_heads": accuracy_view.class_heads(report),
+        "classes": accuracy_view.classes(report),
         "engines_alike": view.engines_alike(report),
         "images": report.accuracy_difference.n if report.accuracy_difference else None,
         "widest": max((layer.before for layer in report.surgery.layers), default=1),
@@ -120,6 +126,18 @@ def context(source: view.Source) -> dict[str, Any]:
         "distribution_picture": pictures.distribution_picture(source),
         "sweep_picture": pictures.sweep_picture(source),
     }
+
+
+def shares(source: view.Source) -> list[tuple[str, str, str]]:
+    """(figure, compact in percent of dense, its interval) of the plot of shares."""
+    return [
+        (
+            span.row,
+            numbers.percent(span.value / 100, 1),
+            "" if span.low is None or span.high is None else numbers.between(span.low, span.high, 1),
+        )
+        for span in pictures.shares(source)
+    ]
 
 
 def worst(source: view.Source) -> list[tuple[WorstImage, str]]:

@@ -78,6 +78,9 @@ class ClassAccuracy(Part):
     n: int
     dense: float
     compact: float
+    forms: dict[str, float] = Field(
+        default_factory=dict, description="Compact at every form measured, in the order of the line."
+    )
 
 
 class Broken(Part):
@@ -121,6 +124,16 @@ class Verdict(Part):
     gates: list[Gate]
 
 
+class Published(Part):
+    """What `demport publish` wrote last; `current` is false where the run has changed since."""
+
+    directory: str
+    format: Literal["triton", "bundle"]
+    serial: int
+    models: list[str]
+    current: bool
+
+
 class Stage(Part):
     folder: str
     status: Literal["done", "not run"]
@@ -149,5 +162,6 @@ class Report(Part):
     hops: list[Hop]
     broken: Broken | None = Field(description="null where no hop of compact broke the budget.")
     worst: Worst | None
+    published: Published | None = Field(description="null where the run was not published.")
     verdict: Verdict
     stages: list[Stage]

@@ -36,6 +36,11 @@ class Source:
     samples: Mapping[str, Sequence[float]]
     folder: Path
 
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.folder.parent
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -46,13 +51,6 @@ class Comparison:
     compact: str
     change: str
     share: float | None
-
-
-@dataclass(frozen=True)
-class AccuracyHop:
-    name: str
-    dense: str
-    compact: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,19 @@ def latency_rows(report: Report) -> list[LatencyRow]:
     return list(rows())
 
 
+def unmeasured_latencies(report: Report) -> list[str]:
+    """`tensorrt_rtx fp32, fp16; batch 1, 8, 32: no GPU`, a line per backend and reason."""
+    found: dict[tuple[str, str], list[LatencyRow]] = {}
+    for row in latency_rows(report):
+        if row.figures.speedup is None:
+            found.setdefault((row.backend, row.figures.reason or ""), []).append(row)
+    return [
+        f"{backend} {', '.join(dict.fromkeys(row.precision for row in rows))}; batch{numbers.GAP}"
+        f"{', '.join(dict.fromkeys(str(row.batch) for row in rows))}: {reason}"
+        for (backend, reason), rows in found.items()
+    ]
+
+
 def headline_latency(source: Source) -> LatencyRow | None:
     """The comparison that stands for the run: fp32 at the gated batch, else the first with a measured ratio."""
     measured = [row for row in latency_rows(source.report) if row.figures.speedup is not None]
@@ -99,7 +110,7 @@ def comparisons(source: Source) -> list[Comparison]:
     if hop := headline_accuracy(source.report):
         five = [model.top5.get(hop) for model in (dense, compact)]
         change = numbers.points(_difference(compact.accuracy[hop], dense.accuracy[hop]))
-        before, after = (_accuracy(source.report, model.accuracy[hop]) for model in (dense, compact))
+        before, after = (accuracy_with_interval(source.report, model.accuracy[hop]) for model in (dense, compact))
         rows.append(Comparison(f"Accuracy, {hop}", before, after, change, None))
         if five[0] is not None and five[1] is not None:
             told = (numbers.percent(five[0]), numbers.percent(five[1]), numbers.points(five[1] - five[0]))
@@ -131,46 +142,6 @@ def difference(report: Report) -> str | None:
         f"compact, {paired.only_first} only when dense, p = {numbers.small(paired.p_value)}. "
         f"{paired.method[:1].upper()}{paired.method[1:]}."
     )
-
-
-def accuracy_hops(report: Report) -> list[AccuracyHop]:
-    """Each form of the network in which one of the two was measured, with both accuracies."""
-    dense, compact = report.models.dense.accuracy, report.models.compact.accuracy
-    return [
-        AccuracyHop(
-            "torch, before the cut" if hop == "masked" else hop,
-            "-" if hop == "masked" else numbers.percent(dense.get(hop)),
-            numbers.percent(compact.get(hop)),
-        )
-        for hop in dict.fromkeys(["masked", *dense] if "masked" in compact else [*dense, *compact])
-        if dense.get(hop) is not None or compact.get(hop) is not None
-    ]
-
-
-def first_broken(report: Report) -> str | None:
-    """Which hop broke the accuracy budget first; None where none did."""
-    broken = report.broken
-    if broken is None:
-        return None
-    return (
-        f"The budget was broken first from {label(broken.source)} to {label(broken.target)}: {broken.drop_pp:.2f} "
-        f"percentage points lost against dense, at most {broken.limit_pp:g} allowed."
-    )
-
-
-def label(hop: str) -> str:
-    """A form of the network as people read it."""
-    return {"masked": "torch, before the cut", "torch": "torch, compact"}.get(hop, hop)
-
-
-def unmeasured_accuracies(report: Report) -> list[str]:
-    """`tensorrt_rtx.fp32.SM86, tensorrt_rtx.fp16.SM86: no GPU`, a line per reason."""
-    forms: dict[str, dict[str, None]] = {}
-    for model in (report.models.dense, report.models.compact):
-        for name, reason in model.reasons.items():
-            if name.startswith("accuracy."):
-                forms.setdefault(reason, {})[name.removeprefix("accuracy.")] = None
-    return [f"{', '.join(names)}: {reason}" for reason, names in forms.items()]
 
 
 def engines_alike(report: Report) -> str | None:
@@ -257,7 +228,8 @@ def wilson(report: Report, accuracy: float) -> tuple[float, float] | None:
     return float(interval.low), float(interval.high)
 
 
-def _accuracy(report: Report, value: float | None) -> str:
+def accuracy_with_interval(report: Report, value: float | None) -> str:
+    """`98.99 % (97.4 to 99.6)`, with Wilson's 95 % interval."""
     interval = None if value is None else wilson(report, value)
     return numbers.percent(value) + (f" {numbers.between(100 * interval[0], 100 * interval[1], 1)}" if interval else "")
 

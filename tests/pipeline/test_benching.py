@@ -54,3 +54,24 @@ def test_report_refuses_what_does_not_go_together(tmp_path: Path) -> None:
             report(**arguments)
         assert caught.value.found == found
         assert caught.value.remedy in ("leave one out", "add --compare")
+
+
+def test_a_file_of_another_batch_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free, fixed = write_onnx(tmp_path / "free.onnx"), write_onnx(tmp_path / "fixed.onnx", batch=2)
+    assert cli.command_line(["bench", str(free), str(fixed), "--batch", "4"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "error: fixed.onnx takes a batch of 2 only; a batch of 4; add --batch 2\n" and shown.out == ""
+    document, _ = bench(capsys, str(free), str(fixed), "--batch", "2", "--precision", "0.5")
+    assert document["batch"] == 2 and document["models"][1]["speedup"]["verdict"]
+
+
+def test_what_cannot_be_timed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.onnx").write_text("not a graph\n")
+    (tmp_path / "notes.txt").write_text("not a graph\n")
+    good = write_onnx(tmp_path / "good.onnx")
+    for name, words in (("text.onnx", "cannot load"), ("notes.txt", "ends in '.txt'"), ("gone.onnx", "is no file")):
+        for files in ((tmp_path / name,), (good, tmp_path / name), (tmp_path / name, good)):
+            assert cli.command_line(["bench", *map(str, files)]) == 2
+            shown = capsys.readouterr()
+            assert words in shown.err and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+            assert shown.out == ""

@@ -21,6 +21,7 @@ from pipeline.hops import Images
 from pipeline.progress import Silent
 from pipeline.report.schema import AccuracyDifference, EngineFile, Hop, Verdict
 from pipeline.report.speed_schema import Latency, Why
+from runtime.accuracy import Accuracy
 from runtime.errors import UserError
 from tests.runtime import nets
 from tests.runtime.nets import SHAPE, WEIGHT, Net, expected, write_onnx
@@ -52,7 +53,14 @@ class Split:
         return N
 
     def batches(
-        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: str = "none"
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        augment: str = "none",
+        first: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         assert seed is None
         for start in range(0, N, batch_size):
@@ -172,9 +180,12 @@ def test_latency_of_every_precision_and_batch(whole: tuple[Checked, Any]) -> Non
     _, document = whole
     latency = document["latency"]
     assert {(backend, precision) for backend in latency for precision in latency[backend]} == {
-        ("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("torch", "fp32"),
+        ("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("torch", "fp32"), ("tensorrt_rtx", "fp16"),
     }  # fmt: skip
-    for precisions in latency.values():
+    for batch, entry in latency["tensorrt_rtx"]["fp16"].items():
+        assert batch in ("b1", "b4") and Latency.model_validate(entry).speedup is None
+        assert entry["reason"] == document["models"]["dense"]["reasons"]["tensorrt_rtx.fp16.SM86"]
+    for precisions in (latency["onnxruntime"], latency["torch"]):
         for batches in precisions.values():
             assert set(batches) == {"b1", "b4"}
             for entry in batches.values():
@@ -249,15 +260,21 @@ def test_a_graph_that_does_not_load_is_an_error(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "check.json").exists()
 
 
-def test_engines_are_timed_where_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a GPU to be seen, an engine that does not open leaves an entry with the reason, not an error."""
-    monkeypatch.setattr(measuring, "gpus", lambda: ("some GPU",))
-    pair = engine(tmp_path, "dense"), engine(tmp_path, "compact")
-    other = replace(pair[0], target="SM89"), replace(pair[1], target="SM89")
-    _, document = run(tmp_path, engines=(*pair, *other))
-    entry = Latency.model_validate(document["latency"]["tensorrt_rtx"]["fp16"]["b4"])
-    assert (entry.dense, entry.compact, entry.speedup) == (None, None, None)
-    assert entry.reason
+def test_engines_that_ran_here_are_those_that_are_timed(tmp_path: Path) -> None:
+    """Of two targets the second ran; without results the first stands for both."""
+    first = engine(tmp_path, "dense"), engine(tmp_path, "compact")
+    second = replace(first[0], target="SM89"), replace(first[1], target="SM89")
+    ran = Accuracy(1.0, 1, np.ones(1, bool), np.ones((1, 2)), np.zeros(1, np.int64))
+    results: dict[Any, Any] = {
+        role: {"tensorrt_rtx.fp16.SM86": "another GPU", "tensorrt_rtx.fp16.SM89": ran} for role in ("dense", "compact")
+    }
+    key = ("tensorrt_rtx", "fp16")
+    pair = measuring.pairs_of({}, (*first, *second), results)[key]
+    assert {role: hop.name for role, hop in pair.items()} == dict.fromkeys(results, "tensorrt_rtx.fp16.SM89")
+    assert pair["compact"].engine is second[1] and pair["dense"].engine is second[0]
+    nothing: dict[Any, Any] = {role: {} for role in results}
+    assert measuring.pairs_of({}, (*first, *second), nothing)[key]["dense"].engine is first[0]
+    assert key not in measuring.pairs_of({}, (first[0], second[1]), nothing)
 
 
 def test_images_are_repeated_for_a_batch_larger_than_the_split(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from pipeline.hops import Images, by_class, drops, hop_entry, keep_images, metric_of, own_metric, said, worst_images
-from pipeline.measuring import Hop
+from pipeline.measuring import Hop, Results
 from runtime.accuracy import Accuracy
 from runtime.errors import UserError
 
@@ -50,17 +50,21 @@ def test_losses_in_the_order_of_the_line() -> None:
     line = [Hop("masked", None), Hop("torch", "masked"), Hop("engine", "torch"), Hop("onnx", "torch")]
     found = drops(line, {"masked": RIGHT, "torch": RIGHT, "engine": "no GPU", "onnx": WRONG}, RIGHT)
     assert [(said(hop), drop) for hop, drop in found] == [
-        ("masked", 0.0), ("masked to torch", 0.0), ("torch to onnx", 37.5),
+        ("the network before the cut", 0.0), ("masked to torch", 0.0), ("torch to onnx", 37.5),
     ]  # fmt: skip
     assert drops([], {}, RIGHT) == []
 
 
 def test_classes_with_the_worst_first() -> None:
-    rows = by_class(Images(("cat", "dog", "cow", "none of them")), RIGHT, WRONG)
+    forms: Results = {"torch": RIGHT, "onnx": WRONG, "engine": "no GPU"}
+    rows = by_class(Images(("cat", "dog", "cow", "none of them")), RIGHT, WRONG, forms)
     assert [(row["name"], row["n"], row["dense"], row["compact"]) for row in rows] == [
         ("dog", 3, 1.0, 1 / 3), ("cat", 4, 1.0, 0.75), ("cow", 1, 1.0, 1.0),
     ]  # fmt: skip
-    assert [row["name"] for row in by_class(Images(), RIGHT, WRONG)] == ["1", "0", "2"]
+    assert [row["forms"] for row in rows] == [
+        {"torch": 1.0, "onnx": 1 / 3}, {"torch": 1.0, "onnx": 0.75}, {"torch": 1.0, "onnx": 1.0},
+    ]  # fmt: skip
+    assert [row["name"] for row in by_class(Images(), RIGHT, WRONG, {})] == ["1", "0", "2"]
 
 
 def test_the_worst_images_lost_most_and_were_right_before(tmp_path: Path) -> None:

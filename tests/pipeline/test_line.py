@@ -173,7 +173,9 @@ def test_gate_accepts_a_run_and_finds_a_regression(
     baseline, junit, summary = tmp_path / "b.json", tmp_path / "j.xml", tmp_path / "s.md"
     gate = ["gate", str(whole_run), "--baseline", str(baseline)]
     assert cli.command_line(gate) == 2
-    assert cli.command_line([*gate, "--update"]) == 0
+    assert cli.command_line([*gate, "--update"]) == 2 and not baseline.exists()  # nobody to ask
+    assert "look at the figures, then add --yes" in capsys.readouterr().err
+    assert cli.command_line([*gate, "--update", "--yes"]) == 0
     assert document(capsys)["status"] == "updated"
     assert cli.command_line(gate) in (0, 3)
     accepted = json.loads(baseline.read_text())

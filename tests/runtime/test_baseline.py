@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from runtime.baseline import Baseline, Rule, figures_of, judge, read_baseline, updated
+from runtime.baseline import Baseline, Rule, judge, read_baseline, updated
 from runtime.errors import UserError
+from runtime.figures import figures_of
 from runtime.gate import Verdict
 
 Report = dict[str, Any]

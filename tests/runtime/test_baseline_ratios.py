@@ -94,3 +94,41 @@ def test_a_baseline_taken_on_a_busy_machine_says_so() -> None:
     verdict = judge(busy(slower(), 0.0), doubtful)
     assert verdict.status == "inconclusive"
     assert any("the baseline is doubtful: other processes took 30 %" in gate.reason for gate in verdict.gates)
+
+
+SPEEDUP, TIME = "speedup.onnxruntime.fp32.b32", "p50_ms.onnxruntime.fp32.b32"
+
+
+@pytest.mark.parametrize(
+    ("figure", "limit", "status"),
+    [
+        ("accuracy.torch", 0.99, "pass"), ("accuracy.torch", 0.995, "fail"), ("macs", 50_000, "pass"),
+        ("macs", 49_999, "fail"), (TIME, 1.0, "pass"), (TIME, 0.99, "fail"), (SPEEDUP, 2.0, "pass"),
+        (SPEEDUP, 2.05, "inconclusive"), (SPEEDUP, 2.2, "fail"), ("accuracy.nowhere", 0.1, "inconclusive"),
+    ],
+)  # fmt: skip
+def test_a_limit_holds_whatever_the_baseline(figure: str, limit: float, status: str) -> None:
+    """The interval of the speedup is 1.9 to 2.1."""
+    kept = updated(report(), None)
+    baseline = kept.model_copy(update={"rules": kept.rules.model_copy(update={"limits": {figure: limit}})})
+    verdict = judge(report(), baseline)
+    found = {gate.name: gate for gate in verdict.gates}[f"limit.{figure}"]
+    assert (found.status, found.limit) == (status, limit) and verdict.status == status
+    assert ("no figure of that name" in found.reason) == (figure == "accuracy.nowhere")
+
+
+def test_limits_of_speed_do_not_count_on_another_device_nor_on_a_busy_one() -> None:
+    kept = updated(report(), None)
+    limits = {TIME: 0.5, SPEEDUP: 3.0, "macs": 1.0}
+    baseline = kept.model_copy(update={"rules": kept.rules.model_copy(update={"limits": limits})})
+    elsewhere = report()
+    elsewhere["environment"] = {**elsewhere["environment"], "fingerprint": "bbbb"}
+    found = {gate.name: gate for gate in judge(elsewhere, baseline).gates}
+    assert found[f"limit.{TIME}"].status == found[f"limit.{SPEEDUP}"].status == "inconclusive"
+    assert "not comparable" in found[f"limit.{TIME}"].reason and found["limit.macs"].status == "fail"
+    busy = report()
+    state = {"before": {"governor": None}, "others_busy_pct": 60.0}
+    entry_of(busy)["protocol"] = {"conditions": state}
+    found = {gate.name: gate for gate in judge(busy, baseline).gates}
+    assert found[f"limit.{TIME}"].status == "inconclusive" and "other processes" in found[f"limit.{TIME}"].reason
+    assert found["limit.macs"].status == "fail"

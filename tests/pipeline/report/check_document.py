@@ -43,8 +43,8 @@ def check() -> dict[str, Any]:
             "method": "p: exact McNemar test",
         },
         "classes": [
-            {"name": "eight", "n": 40, "dense": 1.0, "compact": 0.95},
-            {"name": "one", "n": 357, "dense": 0.994, "compact": 0.994},
+            {"name": "eight", "n": 40, "dense": 1.0, "compact": 0.95, "forms": {"torch": 0.95, "fp16": 0.9}},
+            {"name": "one", "n": 357, "dense": 0.994, "compact": 0.994, "forms": {"torch": 0.994, "fp16": 0.994}},
         ],
         "broken": None,
         "worst": {"from": "dense", "to": "compact", "images": [WORST]},

@@ -84,11 +84,21 @@ def write_history(path: Path, *, deaths: bool, epochs: int = 40) -> None:
 
 
 def stage(name: str, index: int) -> dict[str, Any]:
-    results: dict[str, Any] = {"30-surgery": {"max_abs_diff": 3.8e-6}, "60-engine": {"engines": []}}
+    results: dict[str, Any] = {
+        "30-surgery": {"max_abs_diff": 3.8e-6},
+        "60-engine": {"engines": []},
+        "80-publish": {
+            "directory": "/srv/models", "format": "triton", "serial": 3,
+            "models": [{"name": "digits"}, {"name": "digits_fp16"}],
+        },
+    }  # fmt: skip
+    upstream = {"50-simplify": "digest 4", "60-engine": "digest 6"} if name == "80-publish" else {}
     return {
         "schema": 1,
         "stage": name,
         "fingerprint": f"{index:x}" * 64,
+        "digest": f"digest {index}",
+        "upstream": upstream,
         "seconds": 7.25 * (index + 1),
         "device": "cpu",
         "seed": 0,

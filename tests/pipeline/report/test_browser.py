@@ -1,4 +1,7 @@
-"""The page in a real browser: nothing overflows, nothing is asked of the network, nothing is complained about."""
+"""The page in a real browser: nothing overflows, nothing is asked of the network, nothing is complained about.
+
+Each view is the page in a frame of one width, as on a screen or, the media queries exchanged, as on paper.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,41 +34,58 @@ FLAGS = [
     "--enable-logging=stderr",
     "--hide-scrollbars",
 ]
-# Puts the page into a frame of each width and tells how wide its content is.
+PAPER = 673  # CSS pixels between the margins of 16 mm on A4
+DARK, LIGHT = 0, 1  # Chromium's mojom::PreferredColorScheme
 PROBE = """<!doctype html><body><script>
-const widths = %s, found = [];
-for (const width of widths) {
+const views = %s, found = [];
+function onPaper(rules) {
+  for (const rule of rules) {
+    if (!rule.media) continue;
+    const text = rule.media.mediaText;
+    rule.media.mediaText = text.replace(/screen|print/g, one => one === "screen" ? "print" : "screen");
+  }
+}
+for (const {width, paper} of views) {
   const frame = document.createElement("iframe");
   frame.style = `width:${width}px;height:900px;border:0`;
   frame.src = "%s";
   frame.onload = () => {
-    const page = frame.contentDocument;
+    const page = frame.contentDocument, top = page.querySelector("header").getBoundingClientRect();
+    if (paper) for (const sheet of page.styleSheets) onPaper([...sheet.cssRules]);
     page.querySelectorAll("details").forEach(one => { one.open = true; });
     const fetched = frame.contentWindow.performance.getEntriesByType("resource");
-    const requests = fetched.filter(one => !one.name.startsWith("data:")).length;
-    const images = [...page.images].filter(one => one.offsetParent);
-    const broken = images.filter(one => !one.complete || one.naturalWidth === 0).length;
-    const edge = page.querySelector("header").getBoundingClientRect().right;
-    const ends = [...page.querySelectorAll("section *")].map(one => one.getBoundingClientRect().right);
-    const spill = Math.round(Math.max(...ends) - edge), scroll = page.documentElement.scrollWidth;
-    found.push({width, spill, scroll, requests, images: images.length, broken});
-    if (found.length === widths.length) document.title = JSON.stringify(found);
+    const images = [...page.images].filter(one => one.offsetParent && !one.classList.contains("sample"));
+    const ends = [...page.querySelectorAll("section *, header *")].map(one => one.getBoundingClientRect().right);
+    const colour = name => frame.contentWindow.getComputedStyle(page.querySelector(name) || page.body).color;
+    found.push({
+      width, paper, scroll: page.documentElement.scrollWidth, first: Math.round(top.bottom),
+      spill: Math.round(Math.max(...ends) - page.querySelector("header").getBoundingClientRect().right),
+      requests: fetched.filter(one => !one.name.startsWith("data:")).length,
+      images: images.map(one => one.className),
+      broken: [...page.images].filter(one => !one.complete || one.naturalWidth === 0).length,
+      ground: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
+      text: ["body", ".muted", ".status", ".source"].map(colour),
+    });
+    if (found.length === views.length) document.title = JSON.stringify(found);
   };
   document.body.append(frame);
 }
 </script></body>"""
+SCREENS = [{"width": width, "paper": False} for width in (390, 768, 1280, 1920)]
+VIEWS = [*SCREENS, {"width": PAPER, "paper": True}]
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
 
 def look(
-    run: Path, profile: Path, widths: tuple[int, ...], page: str = "report.html"
-) -> tuple[list[dict[str, int]], str]:
-    """What the probe tells for each width, and what the browser logged."""
-    (run / "probe.html").write_text(PROBE % (list(widths), page), encoding="utf-8")
+    run: Path, profile: Path, page: str = "report.html", scheme: int = LIGHT, views: list[dict[str, Any]] = VIEWS
+) -> list[dict[str, Any]]:
+    """What the probe tells of each view; the browser has logged nothing of the page."""
+    (run / "probe.html").write_text(PROBE % (json.dumps(views), page), encoding="utf-8")
     command = [
         str(BROWSER),
         *FLAGS,
+        f"--blink-settings=preferredColorScheme={scheme}",
         f"--user-data-dir={profile}",
         "--virtual-time-budget=20000",
         "--dump-dom",
@@ -73,10 +94,33 @@ def look(
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title, done.stderr
-    return json.loads(title[1].replace("&quot;", '"')), done.stderr
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found: list[dict[str, Any]] = json.loads(title[1].replace("&quot;", '"'))
+    assert len(found) == len(views)
+    return found
 
 
-def test_full_report_fits_every_width(tmp_path: Path) -> None:
+def fits(found: list[dict[str, Any]], images: int) -> None:
+    """Every view holds its page, its plots and no request."""
+    for one in found:
+        assert one["scroll"] == one["width"] and one["spill"] <= 0, one
+        assert len(one["images"]) == images and one["broken"] == one["requests"] == 0, one
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two CSS colours, WCAG 2.2; what is transparent shows white paper."""
+
+    def luminance(colour: str) -> float:
+        red, green, blue, *alpha = (float(part) for part in re.findall(r"[\d.]+", colour))
+        parts = (1.0, 1.0, 1.0) if alpha == [0.0] else (red / 255, green / 255, blue / 255)
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_full_report_fits_every_width_and_paper(tmp_path: Path) -> None:
     long_name = "a_gate_with_a_name_that_is_longer_than_a_phone_is_wide_" * 3
     verdict = {"status": "fail", "gates": [gate(long_name, "fail", 1.0, 2.0, "reason " * 40)]}
     slow = {"onnxruntime": {"fp32": {"b128": latency(12345.6, 12340.1, 1.0)}}}
@@ -84,25 +128,43 @@ def test_full_report_fits_every_width(tmp_path: Path) -> None:
         tmp_path / "run", verdict=verdict, latency=slow, environment={"cpu": "x" * 300, **check()["environment"]}
     )
     render(run)
-    seen, log = look(run, tmp_path / "profile", (390, 768, 1280, 1920))
-    assert {one["width"]: one["scroll"] for one in seen} == {390: 390, 768: 768, 1280: 1280, 1920: 1920}
-    assert all(one["requests"] == 0 and one["images"] == 7 and one["broken"] == 0 for one in seen)
-    assert all(one["spill"] <= 0 for one in seen), seen
-    assert "CONSOLE" not in log
+    found = look(run, tmp_path / "profile")
+    fits(found, images=6)
+    for one in found:
+        assert set(one["images"]) == {"light narrow" if one["width"] == 390 else "light wide"}
+
+
+@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
+def test_it_is_legible_in_light_in_dark_and_on_paper(tmp_path: Path, scheme: int) -> None:
+    run = write_run(tmp_path / "run")
+    render(run)
+    found = look(run, tmp_path / "profile", scheme=scheme)
+    fits(found, images=7)
+    for one in found:
+        dark = scheme == DARK and not one["paper"]
+        assert all(name.startswith("dark" if dark else "light") for name in one["images"]), one
+        assert (contrast(one["ground"], "rgb(0, 0, 0)") < 2) == dark
+        assert min(contrast(one["ground"], colour) for colour in one["text"]) >= 4.5, one
+    first = {one["width"]: one["first"] for one in found}
+    assert first[390] <= 844 and first[1280] <= 800  # the first rows are on the first screen
+
+
+def test_contrast_of_black_on_white() -> None:
+    assert contrast("rgb(0, 0, 0)", "rgb(255, 255, 255)") == pytest.approx(21.0)
+    assert contrast("rgb(0, 0, 0)", "rgba(0, 0, 0, 0)") == pytest.approx(21.0)  # transparent: paper
 
 
 def test_report_of_an_unfinished_run_fits_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", STAGES[:2])
     render(run)
-    seen, log = look(run, tmp_path / "profile", (390, 1280))
-    assert {one["width"]: one["scroll"] for one in seen} == {390: 390, 1280: 1280}
-    assert all(one["images"] == 1 for one in seen) and "CONSOLE" not in log
+    found = look(run, tmp_path / "profile")
+    fits(found, images=1)
+    assert [one["width"] for one in found] == [390, 768, 1280, 1920, PAPER]
 
 
 def test_runs_beside_each_other_fit_every_width(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name) for name in ("a_run_with_a_name_longer_than_a_phone_is_wide" * 2, "two")]
     compare(runs, tmp_path / "compare.html")
-    seen, log = look(tmp_path, tmp_path / "profile", (390, 1280, 1920), "compare.html")
-    assert {one["width"]: one["scroll"] for one in seen} == {390: 390, 1280: 1280, 1920: 1920}
-    assert all(one["images"] == 1 and one["broken"] == one["requests"] == 0 for one in seen)
-    assert all(one["spill"] <= 0 for one in seen) and "CONSOLE" not in log
+    found = look(tmp_path, tmp_path / "profile", "compare.html")
+    fits(found, images=1)
+    assert found[0]["images"] == ["light narrow"]

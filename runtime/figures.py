@@ -1,0 +1,76 @@
+"""A run's figures by name, as `demport gate` compares them, read out of its report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runtime.conditions import complaints
+from runtime.errors import UserError
+from runtime.gate import Gate
+
+Report = Mapping[str, Any]
+RATIOS, TIMES = ("speedup", "reference"), ("p50_ms", "best_ms")
+MORE_IS_BETTER = ("accuracy", *RATIOS)
+"""Kinds of figures; of all others less is better."""
+
+
+def kind_of(name: str) -> str:
+    """`p50_ms.onnxruntime.fp32.b1` -> `p50_ms`."""
+    return name.partition(".")[0]
+
+
+def figures_of(report: Report) -> dict[str, float]:
+    """The compact network's figures by name: params, macs, bytes, accuracy.<hop>, speedup.<where>, p50_ms.<where> and
+    best_ms.<where>, where <where> is `<backend>.<precision>.b<batch>`; and reference.b<batch>, the p50 of the reference
+    model over compact's. What was not measured is left out."""
+    compact = report["models"]["compact"]
+    figures = {name: compact[name] for name in ("params", "macs", "bytes")}
+    figures |= {f"accuracy.{hop}": value for hop, value in compact["accuracy"].items()}
+    for where, measured in latencies(report):
+        if measured["compact"] is not None:
+            figures |= {f"{name}.{where}": measured["compact"][name] for name in ("p50_ms", "best_ms")}
+        if measured["speedup"] is not None:
+            figures[f"speedup.{where}"] = measured["speedup"]["ratio"]
+    if reference := report.get("reference"):
+        figures[f"reference.b{reference['batch']}"] = reference["speedup"]["ratio"]
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def latencies(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(`<backend>.<precision>.b<batch>`, entry)."""
+    for backend, precisions in report["latency"].items():
+        for precision, batches in precisions.items():
+            for batch, measured in batches.items():
+                yield f"{backend}.{precision}.{batch}", measured
+
+
+def ratio_entry(name: str, report: Report) -> Mapping[str, Any]:
+    """The entry that a speedup or a ratio to the reference comes from."""
+    kind, _, where = name.partition(".")
+    return report["reference"] if kind == "reference" else dict(latencies(report))[where]
+
+
+def doubts_of(report: Report) -> list[str]:
+    """What made the run's latencies doubtful, each once."""
+    states = [
+        measured["protocol"]["conditions"]
+        for _, measured in latencies(report)
+        if measured.get("protocol") and measured["protocol"].get("conditions")
+    ]
+    worst = {one.split(" took ")[0]: one for state in states for one in complaints(state)}
+    return list(worst.values())
+
+
+def demand_report(report: Report) -> None:
+    """UserError where the report lacks, or holds as another type, what the rules look at."""
+    try:
+        found = (report["name"], report["environment"]["fingerprint"], report["verdict"]["status"], figures_of(report))
+        assert all(isinstance(text, str) for text in found[:3])
+        assert all(Gate(**gate).status in ("pass", "fail", "inconclusive") for gate in report["verdict"]["gates"])
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"the report is not whole ({type(error).__name__}: {error})",
+            "the report.json of a checked run",
+            "run `demport check` on it",
+        ) from error
