@@ -95,8 +95,8 @@ def publish(folder: Path, target: Target, overrides: tuple[str, ...], progress: 
         simplified, casts, engines = made
         verdict = _verdict(folder, made)
         if verdict != "pass":
-            told = "its check is not done" if verdict is None else f"its check says {verdict}"
-            progress.note(f"note: {folder} is published although {told}; `demport check {folder}` does it again")
+            told = "is not done" if verdict is None else f"says {verdict}"
+            progress.note(f"note: the check of {folder} {told}; `demport check {folder}` does it again")
         done = work.stage(
             PUBLISH,
             lambda out: publish_run(config, folder, target, verdict, simplified, casts, engines),

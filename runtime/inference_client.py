@@ -47,9 +47,12 @@ class Server:
         deadline = time.monotonic() + seconds
         while not (self.ready() and all(self.ready(model) for model in models)):
             if time.monotonic() >= deadline:
-                waiting = [model for model in models if not self.ready(model)]
-                found = f"not ready: {', '.join(waiting)}" if self.ready() else "no server is ready there"
-                raise UserError(f"{self.url}: {found}", f"a server ready within {seconds:g} s", "look at its log")
+                expected = f"a server ready within {seconds:g} s" if seconds else "a server that is ready"
+                if not self.ready():
+                    remedy = "start it, check the address, or wait for it (--wait)"
+                    raise UserError(f"{self.url}: no server is ready there", expected, remedy)
+                waiting = ", ".join(model for model in models if not self.ready(model))
+                raise UserError(f"{self.url}: not ready: {waiting}", expected, "look at its log")
             time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
 
     def infer(self, model: str, body: Mapping[str, Any], version: int | None = None) -> dict[str, dict[str, Any]]:

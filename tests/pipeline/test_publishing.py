@@ -186,7 +186,7 @@ def test_what_the_check_said_is_told(copied_run: Path, tmp_path: Path, capsys: p
     assert call("publish", copied_run, tmp_path / "two") == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out.splitlines()[-1])["verdict"] is None
-    assert f"note: {copied_run} is published although its check is not done" in shown.err
+    assert f"note: the check of {copied_run} is not done" in shown.err
 
 
 def test_a_check_of_other_stages_does_not_count(copied_run: Path, tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ def raw_server(*pieces: bytes, pause_s: float = 0.0) -> Iterator[str]:
                 for piece in pieces:
                     connection.sendall(piece)
                     time.sleep(pause_s)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):  # closed on unread bytes, it would be a reset
+                    pass
 
         thread = threading.Thread(target=answer)
         thread.start()
