@@ -7,6 +7,7 @@ names used here exist in the installed `tensorrt_rtx` and in the recorded versio
 from __future__ import annotations
 
 import ctypes
+import functools
 from enum import Enum, auto
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -185,7 +186,9 @@ RTX_CLASSES = {"ICudaEngine": RtxEngine, "IRuntimeConfig": IRuntimeConfig, "Cuda
 
 def stand_in(patch: pytest.MonkeyPatch) -> None:
     """Puts the stand-ins in the place of pycuda, libcuda and both TensorRTs."""
-    cuda.cuda_device.cache_clear()
+    devices = functools.cache(cuda.CudaDevice)  # the real ones must not find this device after the test
+    patch.setattr(cuda, "cuda_device", devices)
+    patch.setattr(trt_backend, "cuda_device", devices)
     patch.setattr(cuda, "_driver", lambda: DRIVER)
     patch.setattr(trt_backend, "library", lambda flavour: LIBRARIES[flavour])
     patch.setattr(trt_backend, "CapturedGraph", CapturedGraph)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from runtime import cuda, trt_backend
 from tests.runtime import cuda_standins as standins
+from tests.runtime.standins import all_given_back, stand_in
 
 # What src/wrapper/wrap_cudadrv.cpp and pycuda/driver.py of pycuda 2026.1 define, as far as the project touches it.
 PYCUDA = {
@@ -28,3 +30,15 @@ def test_names_of_the_module() -> None:
     given = set(vars(standins.DRIVER))
     assert {"Device", "Stream", "Event"} <= given
     assert given - {"Device", "Stream", "Event"} <= FUNCTIONS
+
+
+def test_the_real_devices_never_meet_the_stand_in() -> None:
+    """Tests on a GPU run in the same process."""
+    real = cuda.cuda_device
+    held = real.cache_info().currsize
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch)
+        assert vars(trt_backend)["cuda_device"]().driver is standins.DRIVER
+        all_given_back()
+    assert (cuda.cuda_device, vars(trt_backend)["cuda_device"]) == (real, real)
+    assert real.cache_info().currsize == held
