@@ -70,6 +70,7 @@ def lower_graphs(
                 made[role][precision] = graph
                 if note := _note(graph, section.max_accuracy_drop):
                     progress.note(f"{role}.{precision}: {note}")
+        progress.update(len(sources) * len(section.written))
     finally:
         progress.stop()
     best = _best(section, graphs.compact.path, made["compact"], data.test, device, progress)
