@@ -13,6 +13,7 @@ from pipeline.config_file import load_config
 from pipeline.workspace import CONFIG, STAGES
 from runtime.errors import UserError
 
+from .engine_schema import with_proofs
 from .graph_schema import graphs
 from .schema import Report
 from .view import Epoch, Source
@@ -43,7 +44,9 @@ def collect(run: Path) -> Source:
         **{key: check[key] if check else None for key in ("reference", "broken", "worst")},
         "graphs": graphs(*(_result(records.get(name)) for name in ("40-onnx", "50-simplify", "55-precision"))),
         "best": (_result(records.get("55-precision")) or {}).get("best"),
-        "engines": check["engines"] if check else _engines(records.get(ENGINE)),
+        "engines": with_proofs(
+            check["engines"] if check else _engines(records.get(ENGINE)), _result(records.get(ENGINE))
+        ),
         "published": _published(records),
         "verdict": check["verdict"] if check else {"status": "inconclusive", "gates": []},
         "stages": [_stage(name, records.get(name)) for name in STAGES],

@@ -17,6 +17,7 @@ from runtime.errors import UserError
 
 from . import accuracy_view, numbers, pictures, speed_view, view
 from .collect import DEMP, DENSE, ENGINE, collect
+from .engine_schema import proven
 from .glance import glance
 from .schema import EngineFile, Hop, Report, WorstImage
 from .speed_schema import Speedup
@@ -65,6 +66,7 @@ def environment() -> jinja2.Environment:
     pages.filters |= {
         "interval": interval,
         "measured": measured,
+        "proven": proven,
         "rounds": rounds,
         "change": change,
         "not_worse": not_worse,

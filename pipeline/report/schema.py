@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from .engine_schema import EngineProof
 from .graph_schema import Best, GraphFile
 from .parts import Interval, Part, Reasoned, Status
 from .speed_schema import Concurrency, Latency, Reference, Why
@@ -58,6 +59,7 @@ class EngineFile(Part):
     bytes: int | None
     measured_on: str | None
     reason: str | None
+    proof: EngineProof | None = Field(description="null where it could not be built.")
 
 
 class Hop(Part):

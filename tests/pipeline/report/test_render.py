@@ -178,7 +178,7 @@ def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
     rows = [line for line in text.splitlines() if line.startswith("| onnxruntime")]
     assert len(rows) == 3 and all(line.count("|") == 7 for line in rows)
     engines = [line for line in text.split("### Engines")[1].splitlines() if line.startswith("|")]
-    assert len(engines) == 6 and {line.count("|") for line in engines} == {7}
+    assert len(engines) == 6 and {line.count("|") for line in engines} == {8}
     assert "\n\n\n" not in text
 
 

@@ -8,6 +8,7 @@ from pipeline.report.render import render
 from tests.pipeline.report.check_document import engine
 from tests.pipeline.report.page import document, page, section
 from tests.pipeline.report.run_folder import STAGES, certificate, stage, write_json, write_run
+from tests.pipeline.report.test_engine_schema import PROOF
 
 
 def test_certificate_says_what_was_proved(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_engines_before_the_check_and_engines_that_were_not_built(tmp_path: Path
             "model": "dense",
             "precision": "fp32",
             "target": "SM86",
-            "engine": built | {"path": "a.engine"},
+            "engine": built | {"path": "a.engine", "proof": PROOF},
             "reason": None,
         },
         {
@@ -96,6 +97,9 @@ def test_engines_before_the_check_and_engines_that_were_not_built(tmp_path: Path
     text = section(page(folder).text, "Engines")
     assert "not measured: stage 70-check was not run" in text and "60-engine/stage.json" in text
     assert "not built: tensorrt is not installed" in text
+    assert (first["proof"]["products"], second["proof"]) == ({"fp16": 54}, None)
+    assert "54 fp16; 2 casts; from the network" in text
+    assert "| 54 fp16; 2 casts; from the network |" in (folder / "report.md").read_text("utf-8")
 
 
 def test_engines_of_which_some_were_measured_say_so_one_by_one(tmp_path: Path) -> None:
@@ -107,4 +111,4 @@ def test_engines_of_which_some_were_measured_say_so_one_by_one(tmp_path: Path) -
     assert "None was run here" not in text
     markdown = (folder / "report.md").read_text("utf-8").split("### Engines")[1]
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 and {row.count("|") for row in rows} == {8}
+    assert len(rows) == 4 and {row.count("|") for row in rows} == {9}
