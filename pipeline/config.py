@@ -16,7 +16,10 @@ from pipeline.config_engine import Profile as Profile
 from pipeline.config_precision import PrecisionSection as PrecisionSection
 from pipeline.config_precision import Serving as Serving
 from pipeline.config_publish import Publish
-from pipeline.config_section import Fraction, NonNegative, Positive, Section, impossible, once
+from pipeline.config_section import NonNegative, Positive, Section, impossible, once
+from pipeline.config_training import Demp as Demp
+from pipeline.config_training import Target as Target
+from pipeline.config_training import Training as Training
 
 SOURCES = "digits | npz:FILE | torchvision:NAME | imagefolder:DIR | module:function"
 MODELS = "demo:resnet | cifar:NAME | torchvision:NAME | timm:NAME | module:function"
@@ -30,6 +33,7 @@ class Data(Section):
         description="Side in pixels that images of a folder are resized and cropped to; null keeps fixed-size sets.",
     )
     root: str = Field(default="~/.cache/demport", description="Folder that torchvision downloads into.")
+    workers: Positive = Field(default=4, description="Threads that decode the images of a folder.")
 
     @model_validator(mode="after")
     def _source_is_known(self) -> Self:
@@ -55,58 +59,6 @@ class Model(Section):
         known = kind in ("demo", "cifar", "torchvision", "timm") and rest
         if not known and not MODULE_FUNCTION.fullmatch(self.name):
             raise impossible("name", f"`{self.name}` names no model", f"expected {MODELS}", "write one of these forms")
-        return self
-
-
-class Training(Section):
-    epochs: Positive = Field(default=40, description="Passes over the training split.")
-    batch_size: Positive = Field(default=128, description="Images a step.")
-    optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description="sgd: with `momentum`; adamw: betas 0.9, 0.999."
-    )
-    lr: NonNegative = Field(default=0.1, description="Peak learning rate.")
-    momentum: Fraction = Field(default=0.9, description="Momentum of SGD.")
-    weight_decay: NonNegative = Field(
-        default=5e-4, description="Decoupled weight decay, times the learning rate, on all parameters."
-    )
-    schedule: Literal["one_cycle", "step", "constant"] = Field(
-        default="one_cycle",
-        description="one_cycle: cosine up and down; step: times `step_factor` every `step_epochs`; constant.",
-    )
-    step_epochs: Positive = Field(default=77, description="Epochs between two drops of the step schedule.")
-    step_factor: Fraction = Field(default=0.2, description="Factor of each drop of the step schedule.")
-    label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the cross entropy.")
-    augment: Literal["none", "shift", "crop_flip"] = Field(
-        default="none",
-        description="shift: random translation by 1/8 of the side; crop_flip: reflect-pad 1/8, crop, mirror.",
-    )
-
-
-class Demp(Training):
-    lambda_peak: NonNegative = Field(
-        default=0.03, description="Peak weight of the L1 penalty on all normalisation scales."
-    )
-    sigma_peak: NonNegative = Field(
-        default=5e-5, description="Peak standard deviation of the noise on live units, after each step."
-    )
-    span: Fraction = Field(default=1.0, description="Share of the steps that the one-cycle of lambda and sigma spans.")
-    census_every: Positive = Field(default=1, description="Epochs between two censuses of dead channels.")
-    census_batches: Positive = Field(default=3, description="Batches a census looks at.")
-    census_batch_size: Positive = Field(default=512, description="Images a census batch.")
-
-    @model_validator(mode="after")
-    def _something_can_die(self) -> Self:
-        if self.lambda_peak == 0 and self.sigma_peak == 0:
-            raise impossible(
-                "lambda_peak",
-                "lambda_peak and sigma_peak are both 0, so no channel would die",
-                "expected at least one above 0",
-                "set lambda_peak, e.g. 0.03",
-            )
-        if self.span == 0:
-            raise impossible(
-                "span", "span is 0", "expected above 0 and at most 1", "set it to 1.0 for the whole training"
-            )
         return self
 
 
@@ -220,6 +172,19 @@ class Config(Section):
     engine: Engine = Field(default_factory=Engine, description="TensorRT engines.")
     check: Check = Field(default_factory=Check, description="Accuracy, latency and the verdict.")
     publish: Publish = Field(default_factory=Publish, description="What `demport publish` writes for a server.")
+
+    @model_validator(mode="after")
+    def _images_can_be_resized(self) -> Self:
+        resized = self.data.source.startswith("imagefolder:") and self.data.image_size is not None
+        for name in ("dense", "demp"):
+            if getattr(self, name).augment == "resize_crop_flip" and not resized:
+                raise impossible(
+                    f"{name}.augment",
+                    f"resize_crop_flip with data.source {self.data.source}",
+                    "expected imagefolder:DIR and data.image_size",
+                    "choose crop_flip, or set data.image_size of an image folder",
+                )
+        return self
 
     @model_validator(mode="after")
     def _engines_can_be_built_and_measured(self) -> Self:

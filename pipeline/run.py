@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,9 +72,10 @@ def line(task: Task, content: Mapping[str, str], work: Workspace) -> Iterator[Do
     training = partial(steps.training_bytes, task)
     stage = partial(_stage, work, task, machine.versions())
 
-    dense = stage("10-dense", steps.dense, libraries="torch numpy", needs_bytes=training, inputs=common)
+    trained = partial(stage, libraries="torch numpy", needs_bytes=training, code=2, keeps=True)
+    dense = trained("10-dense", steps.dense, inputs=common)
     yield dense
-    demp = stage("20-demp", steps.demp, libraries="torch numpy", needs_bytes=training, inputs=common)
+    demp = trained("20-demp", steps.demp, inputs=common | _removals(task))
     yield demp
     cut = stage("30-surgery", steps.surgery, demp, libraries="torch", inputs=_timed_in_surgery(task))
     yield cut
@@ -134,6 +136,7 @@ def _stage(
     needs_bytes: Callable[[], int] | None = None,
     inputs: Mapping[str, Any] | None = None,
     code: int = 1,
+    keeps: bool = False,
 ) -> Done:
     """One stage: made from the config section of its own name, the stages before it, the `libraries` and `inputs`.
 
@@ -150,6 +153,7 @@ def _stage(
         code=code,
         versions=contents.libraries(task.config, installed, *libraries.split()),
         needs_bytes=needs_bytes or (lambda: sum(files.bytes_in(done.folder) for done in upstream)),
+        keeps=keeps,
     )
 
 
@@ -157,15 +161,40 @@ def run(config: Config, order: Order, progress: Progress) -> Outcome:
     """Bring a run folder up to date, as far as the stage `order.until`, and render its report. Raises UserError."""
     demand_device(order.device)
     contents.make_importable(Path.cwd(), order.config_folder.resolve())
+    task = task_of(config, order, progress)
+    if started_beside_others():
+        from pipeline.training.crew import follow
+
+        follow(config, task.data, order.device)
+        return Outcome(order.out, None, (), ())
     content = contents.of_inputs(config)
-    with workspace_of(config, order, progress) as work:
+    with workspace_of(config, order, progress) as work, crew_of(order.device) as dismiss:
         write_config(config, order.out)
         stages: list[Done] = []
-        for done in line(task_of(config, order, progress), content, work):
+        for done in line(task, content, work):
             stages.append(done)
+            if done.stage == "20-demp":
+                dismiss()
             if done.stage == order.until:
                 break
         return outcome_of(order.out, stages, progress)
+
+
+def started_beside_others() -> bool:
+    """Whether torchrun started this process to train beside the one that writes."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+@contextmanager
+def crew_of(device: DeviceName) -> Iterator[Callable[[], None]]:
+    """The other processes that torchrun started, joined; yields what sends them home."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield lambda: None
+        return
+    from pipeline.training.crew import lead
+
+    with lead(device) as dismiss:
+        yield dismiss
 
 
 def task_of(config: Config, order: Order, progress: Progress) -> Task:
@@ -225,6 +254,15 @@ def write_config(config: Config, folder: Path) -> None:
     text, path = HEADER + dump_config(config), folder / CONFIG
     if not path.is_file() or path.read_bytes() != text.encode():
         files.write_text(path, text)
+
+
+def _removals(task: Task) -> dict[str, Any]:
+    """What a DemP training depends on beside its section: channels that surgery may want to keep stay until then."""
+    section = task.config.demp
+    if section.prune_every == "end" and section.target is None:
+        return {}
+    timed = section.cost == "latency" or (section.target is not None and section.target.latency_ms is not None)
+    return {"align": task.config.surgery.align, **({"machine": machine.fingerprint()} if timed else {})}
 
 
 def _timed_in_surgery(task: Task) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.exporting import CastGraphs, Engines, Exported, SimplifiedGraphs
     from pipeline.progress import Progress
     from pipeline.surgery.stage import Cut
+    from pipeline.training.stage import Task as TrainingTask
     from pipeline.training.stage import Trained
     from pipeline.workspace import Done
     from runtime.backend import DeviceName
@@ -41,46 +42,37 @@ class Task:
     progress: Progress
 
 
-def dense(task: Task, out: Path) -> Trained:
+def dense(task: Task, out: Path, kept: Path) -> Trained:
+    from pipeline.training.crew import announce
     from pipeline.training.stage import train_dense
 
-    config = task.config
-    return train_dense(
-        config.dense,
-        config.model,
-        task.data(),
-        seed=config.seed,
-        threads=config.threads,
-        device=task.device,
-        out=out,
-        progress=task.progress,
-    )
+    announce("dense", kept)
+    return train_dense(task.config.dense, training(task, out, kept))
 
 
-def demp(task: Task, out: Path) -> Trained:
+def demp(task: Task, out: Path, kept: Path) -> Trained:
+    from pipeline.training.crew import announce
     from pipeline.training.stage import train_demp
 
+    announce("demp", kept)
+    return train_demp(task.config.demp, training(task, out, kept), align=task.config.surgery.align)
+
+
+def training(task: Task, out: Path, kept: Path) -> TrainingTask:
+    from pipeline.training.stage import Task as TrainingTask
+
     config = task.config
-    return train_demp(
-        config.demp,
-        config.model,
-        task.data(),
-        seed=config.seed,
-        threads=config.threads,
-        device=task.device,
-        out=out,
-        progress=task.progress,
-    )
+    return TrainingTask(config.model, task.data(), config.seed, config.threads, task.device, out, task.progress, kept)
 
 
 def training_bytes(task: Task) -> int:
-    """What a training writes: its weights, and 1 MiB for history and census."""
+    """What a training writes: its weights, 1 MiB for history and census, and two checkpoints with two moments each."""
     from pipeline.models import build
 
     data = task.data()
     network = build(task.config.model, num_classes=len(data.names), input_shape=data.input_shape)
     sizes: list[int] = [tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()]
-    return 2**20 + sum(sizes)
+    return 2**20 + 7 * sum(sizes)
 
 
 def surgery(task: Task, trained: Done, out: Path) -> Cut:
@@ -149,14 +141,9 @@ def engine_bytes(task: Task, simplified: Done) -> int:
 
 def dense_network(task: Task, trained: Done) -> nn.Module:
     """The network as it was trained, dense or with DemP and not cut yet, in eval mode on the CPU."""
-    from pipeline.models import build, load_weights
-    from pipeline.training.stage import Trained
+    from pipeline.training.stage import Trained, trained_network
 
-    data = task.data()
-    fresh = task.config.model.model_copy(update={"weights": None})
-    network = build(fresh, num_classes=len(data.names), input_shape=data.input_shape)
-    load_weights(network, trained.result(Trained).weights)
-    return network.eval()
+    return trained_network(task.config.model, task.data(), trained.result(Trained))
 
 
 def compact_network(cut: Done) -> nn.Module:

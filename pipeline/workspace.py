@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ STAGES = (
 )
 CONFIG = "config.yaml"
 LOCK = ".lock"
+KEPT = ".checkpoints"
 REPORTS = ("report.json", "report.md", "report.html")
 R = TypeVar("R")
 
@@ -67,24 +69,27 @@ class Workspace:
     def stage(
         self,
         name: str,
-        work: Callable[[Path], object],
+        work: Callable[..., object],
         *,
         inputs: Mapping[str, Any],
         upstream: Sequence[Done] = (),
         code: int,
         versions: Mapping[str, str],
         needs_bytes: Callable[[], int] = lambda: 0,
+        keeps: bool = False,
     ) -> Done:
         """Run `work(folder) -> dataclass` unless it ran on the same basis before; returns what is there then.
 
-        `needs_bytes` estimates what the stage will write, and is asked only if the stage runs.
+        `needs_bytes` estimates what the stage will write, and is asked only if the stage runs. With `keeps` it is
+        `work(folder, kept)`, and `kept` is a folder that outlives a killed run of a stage on the same basis.
         """
         assert name in STAGES, name
         basis = Basis(name, inputs, {done.stage: done.digest for done in upstream}, code, versions)
         record = stage_record.read(self.folder / name)
         if why := self._why(record, basis):
             self.say(f"{name}: {why}")
-            return self._run(basis, work, needs_bytes)
+            kept = self._kept(basis) if keeps else None
+            return self._run(basis, work if kept is None else partial(_with, work, kept), needs_bytes, kept)
         assert record is not None
         self.say(f"{name}: up to date")
         return Done(name, self.folder / name, record.digest, ran=False)
@@ -107,7 +112,17 @@ class Workspace:
             return f"runs again, {stage_record.differences(record.content, basis)}"
         return "runs again, as asked" if basis.stage in self.redo else None
 
-    def _run(self, basis: Basis, work: Callable[[Path], object], needs_bytes: Callable[[], int]) -> Done:
+    def _kept(self, basis: Basis) -> Path:
+        """Where the stage's checkpoints lie; those of other bases are removed, and all where it is to start afresh."""
+        mine = self.folder / KEPT / f"{basis.stage}-{basis.fingerprint[:16]}"
+        for path in (self.folder / KEPT).glob(f"{basis.stage}-*"):
+            if path != mine or basis.stage in self.redo:
+                files.remove(path)
+        return mine
+
+    def _run(
+        self, basis: Basis, work: Callable[[Path], object], needs_bytes: Callable[[], int], kept: Path | None
+    ) -> Done:
         name, final, part = basis.stage, self.folder / basis.stage, _part(self.folder, basis.stage)
         needed = max(needs_bytes(), files.bytes_in(final))
         if shutil.disk_usage(self.folder).free < needed:
@@ -120,6 +135,8 @@ class Workspace:
             record = stage_record.write(part, basis, result, facts, final)
             files.sync_tree(part)
             self._promote(name)
+            if kept is not None:
+                files.remove(kept)
         except BaseException as error:
             written = files.bytes_in(part)
             files.remove(part)
@@ -244,6 +261,10 @@ def _not_ours(folder: Path, error: OSError) -> Exception:
     if files.is_disk_full(error):
         return error
     return UserError(f"{folder}: {error.strerror}", "expected a folder to write to", "choose another --out")
+
+
+def _with(work: Callable[[Path, Path], object], kept: Path, part: Path) -> object:
+    return work(part, kept)
 
 
 def _part(folder: Path, name: str) -> Path:

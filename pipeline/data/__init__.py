@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Augment = Literal["none", "shift", "crop_flip"]
+Augment = Literal["none", "shift", "crop_flip", "zero_crop_flip", "resize_crop_flip"]
+Part = tuple[int, int]
+"""(rank, world): every world-th image of each batch, from the rank-th on."""
+WHOLE: Part = (0, 1)
 SOURCES = ("digits", "npz:FILE", "torchvision:NAME", "imagefolder:DIR", "module:function")
 
 
@@ -33,12 +36,20 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: Augment = "none"
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        augment: Augment = "none",
+        first: int = 0,
+        part: Part = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs x float32 (B, C, H, W), normalised, and y int64 (B,).
+        """Pairs x float32 (B, C, H, W), normalised, and y int64 (B,), from the batch numbered `first` on.
 
-        Without a seed: in order, the last partial batch kept. With one: order and augmentation follow from
-        (seed, epoch) alone, and a last partial batch is dropped where at least one full batch exists.
+        Without a seed: in order, the last partial batch kept. With one: the order follows from (seed, epoch) alone,
+        the augmentation of an image from those and its place, and a last partial batch is dropped where at least one
+        full batch exists. `part`: this process's images of each batch.
         """
 
     def to(self, device: torch.device) -> Split:
@@ -73,7 +84,7 @@ def load(section: config.Data) -> Dataset:
     mark = fingerprint(section)
     match kind:
         case "imagefolder":
-            return folder.dataset(paths.folder_path(rest), section.image_size, mark)
+            return folder.dataset(paths.folder_path(rest), section.image_size, section.workers, mark)
         case "digits":
             raw = sources.digits()
         case "npz":

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data import Augment, Dataset
-from pipeline.data.batching import augmented, batch_indices, random_stream
+from pipeline.data import WHOLE, Augment, Dataset, Part
+from pipeline.data.batching import augmented, batch_indices, batch_stream, rows_of
 from pipeline.data.sources import Raw
 from runtime.errors import UserError
 
@@ -45,14 +45,21 @@ class ArraySplit:
         return ArraySplit(self.name, images, self.labels, self.scale, self.mean.to(device), self.std.to(device), device)
 
     def batches(
-        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: Augment = "none"
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        augment: Augment = "none",
+        first: int = 0,
+        part: Part = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         assert seed is not None or augment == "none", "augmentation needs a seed"
-        random = random_stream(seed, epoch)
-        for index in batch_indices(len(self), batch_size, random):
+        for batch, whole in batch_indices(len(self), batch_size, seed, epoch, first):
+            index = whole[rows_of(part)]
             x = self.images[index.to(self.images.device)].to(self.device)
-            if random is not None:
-                x = augmented(x, augment, random)
+            if seed is not None:
+                x = augmented(x, augment, batch_stream(seed, epoch, batch), len(whole), part)
             x = x.to(torch.float32, copy=True).div_(self.scale).sub_(self.mean).div_(self.std)
             yield x, self.labels[index].to(self.device)
 

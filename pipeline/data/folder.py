@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipeline.data import Augment, Dataset
+from pipeline.data import WHOLE, Augment, Dataset, Part
 from pipeline.data.arrays import moments
-from pipeline.data.batching import augmented, batch_indices, random_stream
+from pipeline.data.batching import augmented, batch_indices, batch_stream, random_crops, rows_of
 from runtime.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 MOMENTS_FROM = 1024
+AHEAD = 2
+"""Batches that are decoded while one is used."""
 SCALE = 255.0
 
 
@@ -44,6 +47,14 @@ class Decoder:
         pixels: Tensor = v2.functional.pil_to_tensor(image)
         return pixels
 
+    def cropped(self, path: Path, side: int, down: float, right: float, mirrored: bool) -> Tensor:
+        """As `Crops` says: the shorter side resized to `side`, then a window of `size`."""
+        image = v2.functional.resize(opened(path), [side])
+        top, left = int(down * (image.height - self.size[0] + 1)), int(right * (image.width - self.size[1] + 1))
+        image = v2.functional.crop(image, top, left, *self.size)
+        pixels: Tensor = v2.functional.pil_to_tensor(v2.functional.horizontal_flip(image) if mirrored else image)
+        return pixels
+
 
 @dataclass(frozen=True)
 class FolderSplit:
@@ -55,31 +66,75 @@ class FolderSplit:
     """(C, 1, 1), as std."""
     std: Tensor
     device: torch.device
+    workers: int
+    """Threads that decode; Pillow lets go of Python's lock while it does."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def to(self, device: torch.device) -> FolderSplit:
-        return FolderSplit(
-            self.name, self.paths, self.labels, self.decoder, self.mean.to(device), self.std.to(device), device
-        )
+        return dataclasses.replace(self, mean=self.mean.to(device), std=self.std.to(device), device=device)
 
     def batches(
-        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: Augment = "none"
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        augment: Augment = "none",
+        first: int = 0,
+        part: Part = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         assert seed is not None or augment == "none", "augmentation needs a seed"
-        random = random_stream(seed, epoch)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for index in batch_indices(len(self), batch_size, random):
-                images = pool.map(self.decoder, [self.paths[i] for i in index.tolist()])
-                x = torch.stack(list(images)).to(self.device)
-                if random is not None:
-                    x = augmented(x, augment, random)
-                x = x.to(torch.float32).div_(SCALE).sub_(self.mean).div_(self.std)
-                yield x, self.labels[index].to(self.device)
+        reading = Reading(self, augment, seed, epoch, part)
+        ahead: deque[tuple[int, Tensor, list[Future[Tensor]]]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                for batch, whole in batch_indices(len(self), batch_size, seed, epoch, first):
+                    ahead.append((batch, whole, reading.submit(pool, batch, whole)))
+                    if len(ahead) > AHEAD:
+                        yield reading.batch(*ahead.popleft())
+                while ahead:
+                    yield reading.batch(*ahead.popleft())
+            finally:
+                for _, _, images in ahead:
+                    for image in images:
+                        image.cancel()
 
 
-def dataset(folder: Path, image_size: int | None, fingerprint: str) -> Dataset:
+@dataclass(frozen=True)
+class Reading:
+    """One pass over a split; `whole` are the positions of a batch before it is shared among processes."""
+
+    split: FolderSplit
+    augment: Augment
+    seed: int | None
+    epoch: int
+    part: Part
+
+    def submit(self, pool: ThreadPoolExecutor, batch: int, whole: Tensor) -> list[Future[Tensor]]:
+        """Start to decode this process's images of a batch."""
+        decoder = self.split.decoder
+        paths = [self.split.paths[i] for i in whole[rows_of(self.part)].tolist()]
+        if self.augment != "resize_crop_flip" or self.seed is None:
+            return [pool.submit(decoder, path) for path in paths]
+        crops = random_crops(decoder.size[0], batch_stream(self.seed, self.epoch, batch), len(whole), self.part)
+        drawn = zip(*(a.tolist() for a in (crops.side, crops.down, crops.right, crops.mirrored)), strict=True)
+        return [pool.submit(decoder.cropped, path, *how) for path, how in zip(paths, drawn, strict=True)]
+
+    def batch(self, batch: int, whole: Tensor, images: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Wait for the images; normalised and on the device."""
+        device = self.split.device
+        x, y = torch.stack([image.result() for image in images]), self.split.labels[whole[rows_of(self.part)]]
+        if device.type == "cuda":
+            x, y = x.pin_memory(), y.pin_memory()
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        if self.seed is not None and self.augment != "resize_crop_flip":
+            x = augmented(x, self.augment, batch_stream(self.seed, self.epoch, batch), len(whole), self.part)
+        return x.to(torch.float32).div_(SCALE).sub_(self.split.mean).div_(self.split.std), y
+
+
+def dataset(folder: Path, image_size: int | None, workers: int, fingerprint: str) -> Dataset:
     """Raises UserError. Mean and standard deviation come from at most 1,024 training images, evenly spaced."""
     names = _classes(folder / "train")
     train, y_train = _listed(folder / "train", names)
@@ -92,8 +147,8 @@ def dataset(folder: Path, image_size: int | None, fingerprint: str) -> Dataset:
     columns = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
     cpu = torch.device("cpu")
     return Dataset(
-        FolderSplit("train", train, y_train, decoder, *columns, cpu),
-        FolderSplit("test", test, y_test, decoder, *columns, cpu),
+        FolderSplit("train", train, y_train, decoder, *columns, cpu, workers),
+        FolderSplit("test", test, y_test, decoder, *columns, cpu, workers),
         *(names, (3, *size), mean, std, SCALE, fingerprint),
     )
 

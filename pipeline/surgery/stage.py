@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data import Dataset, Split
-from pipeline.models import build, load_weights
 from pipeline.progress import Progress
 from pipeline.surgery.align import Timing, cut_aligned
 from pipeline.surgery.anatomy import Anatomy
 from pipeline.surgery.computed import settle
 from pipeline.surgery.evidence import Confirmation, change_of_outputs, confirm, evidence_of_groups
 from pipeline.surgery.law import Held, anything_held
-from pipeline.surgery.plan import CERTIFICATE, PLAN, WEIGHTS, Compact, Source, example_of, save_compact
+from pipeline.surgery.plan import (
+    CERTIFICATE,
+    PLAN,
+    WEIGHTS,
+    Compact,
+    Plan,
+    Source,
+    example_of,
+    plan_before,
+    save_compact,
+)
 from pipeline.surgery.shrink import finish
 from pipeline.surgery.trace import trace
 from pipeline.training.census import load_census
-from pipeline.training.stage import Trained
+from pipeline.training.stage import Trained, trained_network
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,7 @@ def cut(
 ) -> Cut:
     """Cut the trained network into `out`; `timing` is for `align: auto`. UserError where the law does not hold."""
     torch.set_num_threads(threads)
-    fresh = model.model_copy(update={"weights": None})
-    network = build(fresh, num_classes=len(data.names), input_shape=data.input_shape)
-    load_weights(network, trained.weights)
-    network.eval()
+    network = trained_network(model, data, trained)
     example = example_of(data.input_shape)
     confirmation = None
     if trained.census is not None:
@@ -65,6 +73,7 @@ def cut(
         confirmation = confirm(Anatomy(network, example), load_census(trained.census), data.train, progress)
     source = Source(name=model.name, args=dict(model.args), num_classes=len(data.names), input_shape=data.input_shape)
     compact, worst = cut_network(section, network, data, confirmation, timing, progress)
+    count_from_the_first(compact.certificate, plan_before(network), trained)
     save_compact(compact, out, source)
     progress.stop()
     counts = compact.certificate["channels"]
@@ -110,6 +119,25 @@ def cut_network(
         worst = change_of_outputs(held.run, compact.model, data.test)["max_abs"]
     told["max_abs_diff_fp32"] = worst
     return compact, worst
+
+
+def count_from_the_first(told: dict[str, Any], before: Plan | None, trained: Trained) -> None:
+    """Channels that the training removed, into the certificate: its counts are those of the dense network then."""
+    told["training"] = None
+    if before is None:
+        return
+    removed = [r for row in _rows(trained.history) for r in row["removals"]]
+    gone = sum(r["channels"] for r in removed)
+    told["training"] = {"removed": gone, "removals": removed}
+    for key in ("before", "dead"):
+        told["channels"][key] += gone
+    for row in told["layers"]:
+        width = before.widths.get(f"{row['layer']}.weight", row["before"])
+        row["before"], row["dead"] = width, row["dead"] + width - row["before"]
+
+
+def _rows(history: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in history.read_text("utf-8").splitlines()]
 
 
 def _few(split: Split, sizes: tuple[int, ...]) -> Iterator[Tensor]:

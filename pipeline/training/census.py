@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from export.files import replacing
+from pipeline.training.ranks import ALONE, Ranks
 
 CHUNK = 64
 """Images whose activations are held at once."""
@@ -29,11 +30,12 @@ class Watched(Protocol):
 
 
 @torch.no_grad()
-def census(anatomy: Watched, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def census(anatomy: Watched, batches: Iterable[Tensor], ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """Name of each watched output -> bool (channels,), on the CPU; True: dead.
 
     On one batch x (B, C, H, W) a channel is dead iff its sum over all other axes is <= 0; the verdict is the AND over
     the batches. The network runs in eval mode. Exact for ReLU; for other activations "not positive on average".
+    `batches` are this process's parts of them; all processes come to the same verdict.
     """
     dead: dict[str, Tensor] = {}
     for x in batches:
@@ -43,7 +45,7 @@ def census(anatomy: Watched, batches: Iterable[Tensor]) -> dict[str, Tensor]:
                 total = value.movedim(anatomy.axis[name], 0).flatten(1).sum(1)
                 sums[name] = sums[name] + total if name in sums else total
         for name, total in sums.items():
-            verdict = total <= 0
+            verdict = ranks.sum(total) <= 0
             dead[name] = dead[name] & verdict if name in dead else verdict
     assert dead.keys() == dict(anatomy.watch).keys(), "no batch, or outputs that are not watched"
     return {name: verdict.cpu() for name, verdict in dead.items()}

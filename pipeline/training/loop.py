@@ -1,12 +1,14 @@
-"""The one training loop; what a method adds comes through its hooks."""
+"""The one training loop; what a method adds comes through its hooks.
+
+Everything random follows from the seed and the step, so a training that was killed goes on from its last checkpoint
+and ends with the weights it would have had, bit for bit on a CPU.
+"""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,97 +18,174 @@ from torch import Tensor, nn
 from pipeline import config
 from pipeline.data import Dataset, Split
 from pipeline.progress import Progress
+from pipeline.training.checkpoint import Checkpoints, Snapshot, moments_of, put_moments
+from pipeline.training.compute import Compute
+from pipeline.training.history import History
 from pipeline.training.methods import Method
-from pipeline.training.optimizer import Optimizer, optimizer_for
+from pipeline.training.optimizer import optimizer_for
+from pipeline.training.ranks import ALONE, Ranks, demand_equal_shares
 from pipeline.training.repeatable import derived_seed
 from pipeline.training.schedule import learning_rate
+from pipeline.training.state import TrainState, removal_of, state_of, without
 from runtime.errors import UserError
 
 EVALUATION_BATCH = 512
-LOSS_CHECK_STEPS = 50
-"""Reading the loss waits for the device, so it is read only this often."""
 
 
 @dataclass
 class Loop:
-    """Everything a training needs; `model` and `data` lie on one device."""
+    """Everything a training needs; `network` is on the device of `compute`, and so is `data`."""
 
     section: config.Training
-    model: nn.Module
+    network: nn.Module
     data: Dataset
     method: Method
     seed: int
-    history: Path
+    history: History
     progress: Progress
+    compute: Compute = field(default_factory=lambda: Compute(torch.device("cpu")))
+    align: int = 1
+    """Removals keep dead channels up to this multiple."""
+    checkpoints: Checkpoints | None = None
+    fresh: Callable[[], nn.Module] | None = None
+    """Builds the network as it was before any removal; needed with checkpoints."""
 
     def __post_init__(self) -> None:
-        self.optimizer: Optimizer = optimizer_for(self.section, [p for p in self.model.parameters() if p.requires_grad])
         self.steps_per_epoch = steps_per_epoch(self.data.train, self.section.batch_size)
+        demand_equal_shares(self.section.batch_size, len(self.data.train), self.compute.ranks)
+        self.scaler = self.compute.scaler()
+        self.state = self._state_over(self.network)
+        self.method.bind(self.state)
+        self.step = 0
+        self.whole: str | None = None  # why nothing can be removed before the end
+        self._saved_at = time.monotonic()
 
     def run(self) -> float:
-        """Trains; the accuracy (fraction) on the test split after the last epoch. One line of history an epoch."""
-        accuracy = 0.0
-        with self.history.open("w", encoding="utf-8") as history:
-            for epoch in range(self.section.epochs):
-                start = time.perf_counter()
-                losses = self._train_epoch(epoch)
-                loss = float(losses.double().mean())
-                trained_s = time.perf_counter() - start
-                last_step = (epoch + 1) * self.steps_per_epoch - 1
-                figures = self.method.epoch_end(epoch, last_step)
-                accuracy = accuracy_of(self.model, self.data.test)
-                images = min(len(self.data.train), self.section.batch_size) * self.steps_per_epoch
-                row = {
-                    "epoch": epoch + 1,
-                    "loss": loss,
-                    "accuracy": accuracy,
-                    "lr": learning_rate(self.section, last_step, self.steps_per_epoch),
-                    "seconds": time.perf_counter() - start,
-                    "images_per_s": images / trained_s,
-                    **figures,
-                }
-                history.write(json.dumps(row, allow_nan=False) + "\n")
-                history.flush()
-                self.progress.update(last_step + 1, self._said(row))
-        return accuracy
+        """Trains; the accuracy (fraction) on the test split after the last epoch. One row of history an epoch."""
+        self._go_on()
+        accuracy = self.history.rows[-1]["accuracy"] if self.history.rows else 0.0
+        while self.step < self.section.epochs * self.steps_per_epoch:
+            epoch = self.step // self.steps_per_epoch
+            self._train_epoch(epoch)
+            accuracy = self._end_epoch(epoch)
+        self.history.end()
+        return float(accuracy)
 
-    def _train_epoch(self, epoch: int) -> Tensor:
-        """The loss of each step, on the device."""
-        self.model.train()
-        torch.manual_seed(derived_seed(self.seed, "step", epoch))
-        losses: list[Tensor] = []
+    def _train_epoch(self, epoch: int) -> None:
+        """From where it stands to the epoch's end."""
+        section, ranks = self.section, self.compute.ranks
+        self._train_mode()
+        first = self.step - epoch * self.steps_per_epoch
         batches = self.data.train.batches(
-            self.section.batch_size, seed=self.seed, epoch=epoch, augment=self.section.augment
+            section.batch_size, seed=self.seed, epoch=epoch, augment=section.augment, first=first, part=ranks.part
         )
+        self.history.begin()
         for x, y in batches:
-            step = epoch * self.steps_per_epoch + len(losses)
-            losses.append(self._step(x, y, step))
-            if len(losses) % LOSS_CHECK_STEPS == 0 or len(losses) == self.steps_per_epoch:
-                _demand_finite(losses, epoch)
-                self.progress.update(step + 1)
-        assert len(losses) == self.steps_per_epoch, (len(losses), self.steps_per_epoch)
-        return torch.stack(losses)
+            self.history.step(self._step(x, y))
+            dead = self.method.removal(self.step)
+            self.step += 1
+            ends = self.step % self.steps_per_epoch == 0
+            closes = self.history.window_is_full or ends or dead is not None
+            if closes:
+                self.history.end_window(min(section.batch_size, len(self.data.train)), epoch)
+                self.progress.update(self.step)
+            if dead is not None:
+                self._remove(dead, x)
+            if closes and not ends:
+                self._save()
+        assert self.step == (epoch + 1) * self.steps_per_epoch, (self.step, self.steps_per_epoch)
 
-    def _step(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        logits = self.model(x)
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        torch.manual_seed(derived_seed(self.seed, "step", self.step))
+        with self.compute.autocast():
+            logits = self.state.forward(self.compute.images(x))
         if not isinstance(logits, Tensor):
             raise UserError(
                 f"the network answers with {type(logits).__name__} while it trains",
                 "one tensor of logits (N, K)",
                 "switch its auxiliary outputs off, e.g. model.args: {aux_logits: false}",
             )
-        loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
-        term = self.method.loss_term(step)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.section.label_smoothing)
+        term = self.method.loss_term(self.step)
         total = loss if term is None else loss + term
-        self.optimizer.zero_grad()
-        torch.autograd.backward(total)
-        self.optimizer.step(learning_rate(self.section, step, self.steps_per_epoch))
-        self.method.after_step(step)
+        self.state.optimizer.zero_grad()
+        torch.autograd.backward(total if self.scaler is None else self.scaler.scale(total))
+        self.state.optimizer.step(learning_rate(self.section, self.step, self.steps_per_epoch), self.scaler)
+        self.method.after_step(self.step)
         return total.detach()
 
-    def _said(self, row: dict[str, Any]) -> str:
-        text = f"epoch {row['epoch']}/{self.section.epochs}  accuracy {100 * row['accuracy']:.2f} %"
-        return text if row.get("dead") is None else f"{text}  dead {row['dead']}/{row['channels']}"
+    def _remove(self, dead: Any, x: Tensor) -> None:
+        """Cut the dead channels out; a network that cannot be cut while it trains stays whole, and that is told."""
+        start, before = time.perf_counter(), self.state
+        if self.whole is None and before.anatomy.dead_count(dead):
+            try:
+                self.state = without(before, dead, x, self.data.input_shape, self.compute, self.align)
+            except UserError as error:
+                self.whole = error.found
+                self.progress.note(f"dead channels stay until the end: {self.whole}")
+        self.method.bind(self.state)
+        if self.state is not before:
+            self._train_mode()
+            self.history.removed(removal_of(before, self.state, self.step, start, self.history.images_per_s))
+        self.history.begin()
+
+    def _end_epoch(self, epoch: int) -> float:
+        last = self.step - 1
+        figures = self.method.epoch_end(epoch, last)
+        network = self.state.network
+        accuracy = accuracy_of(network, self.data.test, self.compute.ranks)
+        row = self.history.end_epoch({
+            "accuracy": accuracy,
+            "lr": learning_rate(self.section, last, self.steps_per_epoch),
+            "macs": self.state.macs,
+            "params": self.state.params,
+            **({} if self.whole is None else {"whole": self.whole}),
+            **figures,
+        })  # fmt: skip
+        self._save()
+        text = f"epoch {row['epoch']}/{self.section.epochs}  accuracy {100 * accuracy:.2f} %"
+        if row.get("dead") is not None:
+            text += f"  dead {row['dead']}/{row['channels']}"
+        self.progress.update(self.step, text)
+        return accuracy
+
+    def _train_mode(self) -> None:
+        self.state.network.train()
+        if isinstance(self.state.forward, nn.Module):
+            self.state.forward.train()
+
+    def _save(self) -> None:
+        """A checkpoint where the last one is old enough; by the first process alone."""
+        due = time.monotonic() - self._saved_at >= self.section.checkpoint_s
+        if self.checkpoints is None or not due or not self.compute.ranks.first:
+            return
+        tensors, told = self.method.saved()
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        loop = {"history": self.history.state(), "method": told, "scaler": scaler, "whole": self.whole}
+        network = self.state.network
+        self.checkpoints.save(Snapshot(self.step, network, moments_of(network, self.state.optimizer), tensors, loop))
+        self._saved_at = time.monotonic()
+
+    def _go_on(self) -> None:
+        """From the last checkpoint, where there is one."""
+        if self.checkpoints is None or self.fresh is None:
+            return
+        last = self.checkpoints.last(self.fresh, self.progress.note)
+        if last is None:
+            return
+        self.progress.note(f"going on from step {last.step}")
+        self.state = self._state_over(self.compute.placed(last.network))
+        put_moments(self.state.network, self.state.optimizer, last.moments)
+        self.method.bind(self.state)
+        self.method.restore(last.method, last.told["method"])
+        self.history.restore(last.told["history"])
+        if self.scaler is not None and last.told["scaler"] is not None:
+            self.scaler.load_state_dict(last.told["scaler"])
+        self.step, self.whole = last.step, last.told["whole"]
+
+    def _state_over(self, network: nn.Module) -> TrainState:
+        optimizer = optimizer_for(self.section, [p for p in network.parameters() if p.requires_grad])
+        return state_of(network, optimizer, self.data.input_shape, self.compute)
 
 
 def steps_per_epoch(train: Split, batch_size: int) -> int:
@@ -115,24 +194,12 @@ def steps_per_epoch(train: Split, batch_size: int) -> int:
 
 
 @torch.no_grad()
-def accuracy_of(model: nn.Module, split: Split) -> float:
+def accuracy_of(model: nn.Module, split: Split, ranks: Ranks = ALONE) -> float:
     """Fraction of the split whose largest logit is the label's; eval mode, which is left as it was."""
     training = model.training
     model.eval()
     try:
-        right = [(model(x).argmax(1) == y).sum() for x, y in split.batches(EVALUATION_BATCH)]
+        right = [(model(x).argmax(1) == y).sum() for x, y in split.batches(EVALUATION_BATCH, part=ranks.part)]
     finally:
         model.train(training)
-    return int(torch.stack(right).sum()) / len(split)
-
-
-def _demand_finite(losses: Sequence[Tensor], epoch: int) -> None:
-    recent = torch.stack(list(losses[-LOSS_CHECK_STEPS:]))
-    bad = ~torch.isfinite(recent)
-    if bool(bad.any()):
-        step = len(losses) - len(recent) + int(bad.to(torch.uint8).argmax())
-        raise UserError(
-            f"the loss is {float(recent[bad][0])} in epoch {epoch + 1}, step {step + 1}",
-            "a finite loss",
-            "lower lr (or lambda_peak), or look for extreme pixels in the data",
-        )
+    return int(ranks.sum(torch.stack(right).sum())) / len(split)

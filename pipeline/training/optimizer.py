@@ -22,12 +22,24 @@ class Optimizer:
         self.inner.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, scaler: torch.amp.GradScaler | None = None) -> None:
+        """One step; with a scaler, none of it where a gradient is not finite."""
         for group in self.inner.param_groups:
             group["lr"] = lr
+        if scaler is None:
+            self._decay(lr)
+            self.inner.step()
+            return
+        scaler.unscale_(self.inner)
+        largest = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], float("inf"))
+        if bool(torch.isfinite(torch.stack(largest)).all()):
+            self._decay(lr)
+        scaler.step(self.inner)
+        scaler.update()
+
+    def _decay(self, lr: float) -> None:
         if self.decay:
             torch._foreach_mul_(self.parameters, 1.0 - lr * self.decay)
-        self.inner.step()
 
 
 def optimizer_for(section: config.Training, parameters: Sequence[nn.Parameter]) -> Optimizer:
@@ -36,3 +48,8 @@ def optimizer_for(section: config.Training, parameters: Sequence[nn.Parameter]) 
     if section.optimizer == "adamw":
         return Optimizer(torch.optim.AdamW(own, section.lr, weight_decay=section.weight_decay, fused=True), own, 0.0)
     return Optimizer(torch.optim.SGD(own, section.lr, momentum=section.momentum, fused=True), own, section.weight_decay)
+
+
+def over(before: Optimizer, inner: torch.optim.Optimizer) -> Optimizer:
+    """The same, over an optimizer that a removal made."""
+    return Optimizer(inner, tuple(p for group in inner.param_groups for p in group["params"]), before.decay)

@@ -3,6 +3,7 @@ while."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,17 +24,20 @@ def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
 
 
 @contextmanager
-def repeatable(threads: int, device: torch.device) -> Iterator[None]:
-    """On the CPU: deterministic algorithms, exactly `threads` threads. The old global state, random state included,
-    comes back at the end."""
+def repeatable(threads: int, device: torch.device, deterministic: bool | None = None) -> Iterator[None]:
+    """Exactly `threads` threads; deterministic algorithms, by default on the CPU. The old global state, random state
+    included, comes back at the end."""
+    wanted = device.type == "cpu" if deterministic is None else deterministic
+    if wanted and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     threads_before = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic  # its settings are properties that type checkers do not see
     fill = memory.fill_uninitialized_memory
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_num_threads(threads)
-        if device.type == "cpu":
+        if wanted:
             torch.use_deterministic_algorithms(True)
             # Filling every new tensor with NaN only helps to find reads of unset memory.
             memory.fill_uninitialized_memory = False
@@ -41,7 +45,7 @@ def repeatable(threads: int, device: torch.device) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads_before)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
             memory.fill_uninitialized_memory = fill
 
 

@@ -23,13 +23,18 @@ def one_cycle(step: float, span: float, peak: float) -> float:
 
 def learning_rate(section: config.Training, step: int, steps_per_epoch: int) -> float:
     """Of the step with this number, the first being 0."""
+    total, epoch = section.epochs * steps_per_epoch, step // steps_per_epoch
     match section.schedule:
-        case "constant":
-            return section.lr
-        case "step":
-            return section.lr * section.step_factor ** (step // steps_per_epoch // section.step_epochs)
         case "one_cycle":
-            return one_cycle(step, section.epochs * steps_per_epoch, section.lr)
+            return one_cycle(step, total, section.lr)
+        case "constant":
+            drops = 0
+        case "step":
+            drops = epoch // section.step_epochs
+        case "milestones":
+            drops = sum(epoch >= milestone for milestone in section.milestones)
+    rising = min(1.0, (step + 1) / max(1.0, section.warmup * total))
+    return section.lr * rising * section.step_factor**drops
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:

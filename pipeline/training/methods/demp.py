@@ -2,115 +2,192 @@
 
 loss = cross entropy + lambda(t) * sum of |gamma| over all batch-norm scales; after each optimizer step
 theta += sigma(t) * z, z ~ N(0, 1), on the parameters of live channels; lambda and sigma share a cosine one-cycle.
-A dead ReLU channel has no gradient and gets no noise, so it stays dead.
+A dead ReLU channel has no gradient and gets no noise, so it stays dead. Every so many steps the dead are removed.
+
+With a target the penalty is `pipeline.training.steering`'s: on the scales of chosen channels, as strong as it takes.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data import Split
-from pipeline.training.census import Watched, census
+from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.costs import Costs, costs_of
+from pipeline.surgery.ledger import Floats
+from pipeline.training.census import census
+from pipeline.training.latency import Stopwatch, spread
+from pipeline.training.noise import Noise
+from pipeline.training.ranks import ALONE, Ranks
 from pipeline.training.repeatable import derived_seed
-from pipeline.training.schedule import one_cycle
+from pipeline.training.schedule import learning_rate, one_cycle
+from pipeline.training.state import TrainState
+from pipeline.training.steering import Steering
 from runtime.errors import UserError
 
-
-class Units(Watched, Protocol):
-    """What DemP needs of `pipeline.surgery.anatomy`."""
-
-    @property
-    def channels(self) -> int: ...
-
-    def dead_count(self, dead: dict[str, Tensor], /) -> int: ...
-
-    def live_masks(self, dead: dict[str, Tensor], /) -> Mapping[str, Tensor]: ...
+REMOVALS = 8  # of a training, where prune_every is auto
 
 
 class Demp:
     def __init__(
-        self, section: config.Demp, model: nn.Module, anatomy: Units, train: Split, *, seed: int, total_steps: int
+        self,
+        section: config.Demp,
+        train: Split,
+        stopwatch: Stopwatch,
+        *,
+        seed: int,
+        steps_per_epoch: int,
+        align: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._section, self._anatomy, self._train, self._seed = section, anatomy, train, seed
-        self._span = section.span * total_steps
-        self._scales = batch_norm_scales(model)
-        self._noise = Noise(model)
+        """`align`: the multiple that surgery will keep channels to; a target is reached with it."""
+        self._section, self._train, self._seed, self._ranks = section, train, seed, ranks
+        self._steps_per_epoch, self._total = steps_per_epoch, section.epochs * steps_per_epoch
+        self._span, self._stopwatch = section.span * self._total, stopwatch
+        self._every = -(-self._total // REMOVALS) if section.prune_every == "auto" else section.prune_every
+        latency_of = stopwatch.of if section.target is not None and section.target.latency_ms is not None else None
+        self._steering: Steering | None = None
+        if section.target is not None:
+            self._steering = Steering(section.target, self._total, align, self._cost, self._agreed(latency_of))
+        self._first: dict[str, Any] = {}  # of the dense network: channels, widths of watched outputs, slopes
+        self._last_census = -1  # step of it
         self._dead: dict[str, Tensor] | None = None
-        self._figures: dict[str, Any] = {"dead": None, "channels": anatomy.channels, "dead_by_layer": None}
+        self._due: int | None = None  # step after which a removal was asked for
+
+    def bind(self, state: TrainState) -> None:
+        self._state, self._anatomy = state, state.anatomy
+        self._noise = Noise(state.network)
+        self._scales = batch_norm_scales(state.network)
+        if not self._first:
+            self._first = {"channels": self._anatomy.channels, "widths": dict(self._anatomy.watch), "slopes": None}
+        self._weights = self._weights_of_scales()
+        if self._steering is not None:
+            self._steering.bind(state)
+        if self._due is not None:
+            self._census(self._due)  # names are as before, widths are not
+            if self._steering is not None and self._steering.due(self._due):
+                self._steering.pick(self._due)
+            self._due = None
 
     def loss_term(self, step: int) -> Tensor | None:
-        weight = one_cycle(step, self._span, self._section.lambda_peak)
-        return weight * torch.cat(self._scales).abs().sum() if weight else None
+        weight = 0.0 if self._steering is not None else one_cycle(step, self._span, self._section.lambda_peak)
+        if not weight:
+            return None
+        scales = torch.cat(self._scales).abs()
+        return weight * (scales if self._weights is None else scales * self._weights).sum()
 
     def after_step(self, step: int) -> None:
         self._noise.add(one_cycle(step, self._span, self._section.sigma_peak), derived_seed(self._seed, "noise", step))
+        if self._steering is not None:
+            self._steering.after_step(step)
+
+    def removal(self, step: int) -> Mapping[str, Tensor] | None:
+        """Every `prune_every` steps, or where a steered period ends; not after the last step, which surgery follows."""
+        if self._steering is not None:
+            due = self._steering.due(step)
+        else:
+            due = isinstance(self._every, int) and (step + 1) % self._every == 0
+        if not due or step + 1 == self._total:
+            return None
+        self._census(step)
+        self._due = step
+        return self._dead
 
     def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
         """Every `census_every` epochs, and after the last, a census; its verdict keeps noise off the dead until the
         next."""
         if (epoch + 1) % self._section.census_every == 0 or epoch + 1 == self._section.epochs:
-            self._census(epoch)
+            self._census(step)
+        pressure = one_cycle(step, self._span, self._section.lambda_peak)
+        steered: dict[str, Any] = {}
+        if self._steering is not None:
+            pressure = self._steering.pressure(step, learning_rate(self._section, step, self._steps_per_epoch))
+            steered = {"reached": self._steering.reached()}
         return {
-            "lambda": one_cycle(step, self._span, self._section.lambda_peak),
+            "lambda": pressure,
             "sigma": one_cycle(step, self._span, self._section.sigma_peak),
-            **self._figures,
+            **self._counts(),
+            **steered,
         }
 
     def end(self) -> dict[str, Tensor]:
         assert self._dead is not None, "the last epoch ends with a census"
         return self._dead
 
-    def _census(self, epoch: int) -> None:
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        steering = None if self._steering is None else self._steering.saved()
+        told = {"first": self._first, "census": self._last_census, "steering": steering}
+        return {name: mask.to(torch.uint8) for name, mask in (self._dead or {}).items()}, told
+
+    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+        self._first, self._last_census = dict(told["first"]), int(told["census"])
+        self._weights = self._weights_of_scales()
+        if self._steering is not None:
+            self._steering.restore(told["steering"])
+        if tensors:
+            self._dead = {name: mask.bool() for name, mask in tensors.items()}
+            self._noise.spare(self._anatomy.live_masks(self._dead))
+
+    def _census(self, step: int) -> None:
         """Un-augmented images, others in each census."""
-        section = self._section
-        shuffled = self._train.batches(section.census_batch_size, seed=derived_seed(self._seed, "census"), epoch=epoch)
-        dead = census(self._anatomy, (x for x, _ in itertools.islice(shuffled, section.census_batches)))
-        self._dead = dead
-        self._figures |= {
-            "dead": self._anatomy.dead_count(dead),
-            "dead_by_layer": {name: int(mask.sum()) for name, mask in dead.items()},
-        }
-        self._noise.spare(self._anatomy.live_masks(dead))
+        section, ranks = self._section, self._ranks
+        shuffled = self._train.batches(
+            section.census_batch_size, seed=derived_seed(self._seed, "census"), epoch=step, part=ranks.part
+        )
+        some = itertools.islice(shuffled, section.census_batches)
+        self._dead = census(self._anatomy, (x for x, _ in some), ranks)
+        self._last_census = step
+        self._noise.spare(self._anatomy.live_masks(self._dead))
 
+    def _counts(self) -> dict[str, Any]:
+        """Dead channels, removed ones included, of those of the dense network."""
+        channels, gone = self._first["channels"], self._first["channels"] - self._anatomy.channels
+        if self._dead is None:
+            return {"dead": None, "channels": channels, "dead_by_layer": None}
+        widths = self._first["widths"]
+        by_layer = {n: int(mask.sum()) + widths[n] - len(mask) for n, mask in self._dead.items() if n in widths}
+        return {"dead": gone + self._anatomy.dead_count(self._dead), "channels": channels, "dead_by_layer": by_layer}
 
-class Noise:
-    """Gaussian noise on all trained parameters of a model, drawn at once."""
+    def _cost(self, state: TrainState, costs: Costs) -> Floats:
+        """Per class, in the unit of `cost`."""
+        if self._section.cost == "plain":
+            return np.ones(costs.count)
+        if self._section.cost == "macs":
+            return costs.of_each(np.ones(costs.count, bool))
+        if self._first.get("slopes") is None:
+            self._first["slopes"] = self._ranks.agree(
+                self._stopwatch.slopes(state, costs) if self._ranks.first else None
+            )
+        return spread(self._first["slopes"], costs)
 
-    def __init__(self, model: nn.Module) -> None:
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._names = list(named)
-        self._parameters: list[Tensor] = list(named.values())
-        device = self._parameters[0].device
-        self._generator = torch.Generator(device)
-        self._flat = torch.empty(sum(p.numel() for p in self._parameters), device=device)
-        self._live = torch.ones_like(self._flat, dtype=torch.bool)
-        self._noise, self._live_parts = self._views(self._flat), self._views(self._live)
-        self._any_dead = False
+    def _weights_of_scales(self) -> Tensor | None:
+        """Per scale, in the order of the penalty, with mean 1: its channel's cost, shared by those that go together."""
+        if self._section.cost == "plain" or self._steering is not None:
+            return None
+        costs = costs_of(Analysis(self._anatomy.traced).run())
+        cost, members = self._cost(self._state, costs), np.zeros(costs.count)
+        for classes in costs.scales.values():
+            np.add.at(members, classes, 1)
+        named = dict(self._anatomy.traced.module.named_parameters(remove_duplicate=False))
+        each = {id(named[name]): cost[c] / members[c] for name, c in costs.scales.items()}
+        parts = [each.get(id(scale), np.zeros(len(scale))) for scale in self._scales]
+        flat = np.concatenate(parts)
+        mean = float(flat[flat > 0].mean()) if (flat > 0).any() else 1.0
+        device = self._scales[0].device
+        return torch.as_tensor(flat / mean, dtype=torch.float32, device=device)
 
-    def spare(self, live: Mapping[str, Tensor]) -> None:
-        """From now on no noise where `live` (parameter name -> mask that broadcasts to it) is 0."""
-        for name, mask, parameter in zip(self._names, self._live_parts, self._parameters, strict=True):
-            mask.copy_((live[name] != 0).expand_as(parameter) if name in live else torch.ones_like(mask))
-        self._any_dead = not bool(self._live.all())
-
-    @torch.no_grad()
-    def add(self, sigma: float, seed: int) -> None:
-        if not sigma:
-            return
-        self._flat.normal_(generator=self._generator.manual_seed(seed))
-        if self._any_dead:
-            self._flat.mul_(self._live)
-        torch._foreach_add_(self._parameters, self._noise, alpha=sigma)
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        parts = torch.split(flat, [p.numel() for p in self._parameters])
-        return [part.view_as(p) for part, p in zip(parts, self._parameters, strict=True)]
+    def _agreed(self, latency_of: Any) -> Any:
+        """What the first process measures, for all."""
+        if latency_of is None or self._ranks.world == 1:
+            return latency_of
+        return lambda network: self._ranks.agree(latency_of(network) if self._ranks.first else None)
 
 
 def batch_norm_scales(model: nn.Module) -> list[Tensor]:

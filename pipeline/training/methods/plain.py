@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from pipeline.data import Split
-from pipeline.training.census import Watched, census
+from pipeline.training.census import census
+from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.state import TrainState
 
 CENSUS_BATCHES, CENSUS_BATCH_SIZE = 3, 512
 
 
-@dataclass(frozen=True)
 class Plain:
-    anatomy: Watched
-    train: Split
+    def __init__(self, train: Split, ranks: Ranks = ALONE) -> None:
+        self._train, self._ranks = train, ranks
+
+    def bind(self, state: TrainState) -> None:
+        self._anatomy = state.anatomy
 
     def loss_term(self, step: int) -> Tensor | None:
         return None
@@ -25,10 +29,19 @@ class Plain:
     def after_step(self, step: int) -> None:
         return None
 
+    def removal(self, step: int) -> Mapping[str, Tensor] | None:
+        return None
+
     def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
         return {}
 
     def end(self) -> dict[str, Tensor]:
         """Some channels of a dense network are dead too."""
-        batches = itertools.islice(self.train.batches(CENSUS_BATCH_SIZE), CENSUS_BATCHES)
-        return census(self.anatomy, (x for x, _ in batches))
+        batches = itertools.islice(self._train.batches(CENSUS_BATCH_SIZE, part=self._ranks.part), CENSUS_BATCHES)
+        return census(self._anatomy, (x for x, _ in batches), self._ranks)
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+        return None

@@ -10,7 +10,7 @@ import torch
 
 from pipeline import config
 from pipeline.data import load
-from pipeline.data.batching import augmented
+from pipeline.data.batching import augmented, batch_stream, random_crops
 
 
 def test_without_a_seed_batches_come_in_order_and_the_last_is_kept() -> None:
@@ -74,3 +74,35 @@ def test_augmentation_happens_on_raw_pixels_before_normalisation() -> None:
     assert x.min().item() == pytest.approx(zero_pixel, abs=1e-6)
     plain, _ = next(iter(data.train.batches(1400, seed=3)))
     assert not torch.equal(x, plain)
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "crop_flip", "zero_crop_flip"])
+def test_parts_of_a_batch_are_its_rows_and_batches_start_anywhere(augment: Any) -> None:
+    split = load(config.Data()).test
+    whole = list(split.batches(60, seed=4, epoch=2, augment=augment))
+    for rank in range(3):
+        part = list(split.batches(60, seed=4, epoch=2, augment=augment, part=(rank, 3)))
+        assert len(part) == len(whole) == 6
+        for (x, y), (all_x, all_y) in zip(part, whole, strict=True):
+            assert torch.equal(x, all_x[rank::3])
+            assert torch.equal(y, all_y[rank::3])
+    later = list(split.batches(60, seed=4, epoch=2, augment=augment, first=4))
+    assert [torch.equal(a, b) for (a, _), (b, _) in zip(later, whole[4:], strict=True)] == [True, True]
+
+
+def test_zero_crop_flip_fills_with_zero_pixels() -> None:
+    x = torch.full((300, 1, 8, 8), 5.0)
+    y = augmented(x, "zero_crop_flip", np.random.Generator(np.random.PCG64(0)))
+    assert set(y.unique().tolist()) == {0.0, 5.0}
+    moved = (y == 0).any(1).any(1).any(1).float().mean().item()
+    assert 0.8 < moved < 0.97, "one image in nine stays where it is"
+
+
+def test_random_crops_of_imagenet_are_256_to_480_for_224() -> None:
+    crops = random_crops(224, batch_stream(0, 0, 0), 4000)
+    assert (crops.side.min(), crops.side.max()) == (256, 480)
+    assert 0.45 < crops.mirrored.mean() < 0.55
+    assert 0 <= crops.down.min() < crops.down.max() < 1
+    some = random_crops(224, batch_stream(0, 0, 0), 4000, (1, 4))
+    assert np.array_equal(some.side, crops.side[1::4])
+    assert not np.array_equal(some.side, random_crops(224, batch_stream(0, 0, 1), 4000, (1, 4)).side)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from pipeline import config
+from pipeline.training.optimizer import optimizer_for
+from pipeline.training.state import TrainState
 
 
 class SmallNet(nn.Module):
@@ -59,3 +65,10 @@ class SmallUnits:
 def verdict(relu1: list[int], relu2: list[int]) -> dict[str, Tensor]:
     """1 = dead."""
     return {"relu1": torch.tensor(relu1).bool(), "relu2": torch.tensor(relu2).bool()}
+
+
+def state(model: nn.Module, units: Any = None) -> TrainState:
+    """A state of the network as methods get it, with plain SGD; `units` in place of its real anatomy."""
+    optimizer = optimizer_for(config.Training(), [p for p in model.parameters() if p.requires_grad])
+    made: Any = units or (SmallUnits(model) if isinstance(model, SmallNet) else None)
+    return TrainState(model, made, optimizer, model, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.data import Augment, Dataset, load
+from pipeline.data import WHOLE, Augment, Dataset, Part, load
 from pipeline.progress import Silent
+from pipeline.training.history import History
 from pipeline.training.loop import Loop, accuracy_of, steps_per_epoch
 from pipeline.training.methods.plain import Plain
+from pipeline.training.state import TrainState
 from runtime.errors import UserError
-from tests.pipeline.training.small import SmallNet, SmallUnits
+from tests.pipeline.training.small import SmallNet
 
 
 class Recorder(Silent):
@@ -54,6 +56,18 @@ class Traced:
     def end(self) -> dict[str, Tensor]:
         return {}
 
+    def bind(self, state: TrainState) -> None:
+        self.calls.append(("bind", 0))
+
+    def removal(self, step: int) -> None:
+        self.calls.append(("removal", step))
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+        return None
+
 
 @dataclasses.dataclass
 class Fixed:
@@ -70,17 +84,19 @@ class Fixed:
         return len(self.labels)
 
     def batches(
-        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: Augment = "none"
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self.pairs
+        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, augment: Augment = "none", first: int = 0,
+        part: Part = WHOLE,
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+        yield from self.pairs[first:]
 
     def to(self, device: torch.device) -> Fixed:
         return self
 
 
 def made(tmp_path: Path, section: config.Training, model: nn.Module, data: Dataset | None = None) -> Loop:
-    method = Plain(SmallUnits(SmallNet()), load(config.Data()).train)
-    return Loop(section, model, data or load(config.Data()), method, 3, tmp_path / "history.jsonl", Recorder())
+    method = Plain(load(config.Data()).train)
+    history = History(tmp_path / "history.jsonl")
+    return Loop(section, model, data or load(config.Data()), method, 3, history, Recorder())
 
 
 def digits_net() -> SmallNet:
@@ -116,7 +132,7 @@ def test_hooks_come_in_order_and_the_history_holds_their_figures(tmp_path: Path)
     method = loop.method = Traced(model.linear.weight)
     accuracy = loop.run()
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    steps = [[("loss_term", s), ("after_step", s)] for s in range(4)]
+    steps = [[("loss_term", s), ("after_step", s), ("removal", s)] for s in range(4)]
     assert method.calls == [*steps[0], *steps[1], ("epoch_end", 1), *steps[2], *steps[3], ("epoch_end", 3)]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert [row["dead"] for row in rows] == [0, 1]
@@ -168,7 +184,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the loss is nan in epoch 1, step 53") as caught:
         loop.run()
     assert "lower lr" in caught.value.remedy
-    assert (tmp_path / "history.jsonl").read_text() == ""
+    assert not (tmp_path / "history.jsonl").exists()
 
 
 def test_a_diverging_training_is_refused(tmp_path: Path) -> None:
@@ -195,8 +211,8 @@ def test_a_network_with_several_outputs_in_training_is_refused(tmp_path: Path) -
     assert "aux_logits" in caught.value.remedy
 
 
-def test_each_epoch_has_its_own_order_and_random_state(tmp_path: Path) -> None:
-    """What an epoch draws depends on its number alone, not on what earlier ones drew."""
+def test_each_step_has_its_own_random_state_and_each_epoch_its_own_order(tmp_path: Path) -> None:
+    """What a step draws depends on its number alone, not on what earlier ones drew."""
 
     class Draws(nn.Module):
         def __init__(self) -> None:
@@ -215,6 +231,7 @@ def test_each_epoch_has_its_own_order_and_random_state(tmp_path: Path) -> None:
     made(tmp_path, config.Training(epochs=2, batch_size=600), few).run()
     assert (len(many.seen), len(few.seen)) == (14, 4)
     assert many.seen[0] == few.seen[0]
-    assert many.seen[7] == few.seen[2]
-    assert many.seen[0][0] != many.seen[7][0]
+    assert many.seen[3][0] == few.seen[3][0]
+    assert many.seen[7][1] == few.seen[2][1]
+    assert len({draw for draw, _ in many.seen}) == 14
     assert many.seen[0][1] != many.seen[7][1]

@@ -59,3 +59,12 @@ def test_constant_learning_rate() -> None:
     section = config.Training(lr=0.3, schedule="constant")
     assert learning_rate(section, 0, 7) == 0.3
     assert learning_rate(section, 99, 7) == 0.3
+
+
+def test_milestones_after_a_linear_warm_up() -> None:
+    """Published for ResNet-50: 5 % linear warm-up, then times 0.1 after 30, 70 and 90 of 100 epochs."""
+    section = config.Training(epochs=100, lr=0.1, schedule="milestones", step_factor=0.1, warmup=0.05)
+    rates = [learning_rate(section, step, 10) for step in range(1000)]
+    assert rates[:4] == pytest.approx([0.002, 0.004, 0.006, 0.008])
+    assert rates[49:300] == pytest.approx([0.1] * 251)
+    assert (rates[300], rates[699], rates[700], rates[900]) == pytest.approx((0.01, 0.01, 0.001, 0.0001))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -18,12 +19,12 @@ from pipeline.models import build, load_weights
 from pipeline.progress import Silent
 from pipeline.training.census import load_census
 from pipeline.training.loop import Loop, accuracy_of
-from pipeline.training.stage import Trained, train_demp, train_dense
+from pipeline.training.stage import Task, Trained, train_demp, train_dense
 from runtime.errors import UserError
 
 MODEL = config.Model(args={"width": 4})
 SMALL = {"epochs": 3, "batch_size": 200}
-FIGURES = {"epoch", "loss", "accuracy", "lr", "seconds", "images_per_s"}
+FIGURES = {"epoch", "loss", "accuracy", "lr", "seconds", "images_per_s", "macs", "params", "removals"}
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,20 @@ def digits() -> Dataset:
     return load(config.Data())
 
 
+def task(out: Path, digits: Dataset, seed: int = 1, model: config.Model = MODEL, kept: Path | None = None) -> Task:
+    return Task(model, digits, seed, 1, "cpu", out, Silent(), kept)
+
+
 def demp(out: Path, digits: Dataset, seed: int = 1, **changes: object) -> Trained:
     section = config.Demp.model_validate(SMALL | changes)
     out.mkdir(exist_ok=True)
-    return train_demp(section, MODEL, digits, seed=seed, threads=1, device="cpu", out=out, progress=Silent())
+    return train_demp(section, task(out, digits, seed))
 
 
 def dense(out: Path, digits: Dataset, seed: int = 1, **changes: object) -> Trained:
     section = config.Training.model_validate(SMALL | changes)
     out.mkdir(exist_ok=True)
-    return train_dense(section, MODEL, digits, seed=seed, threads=1, device="cpu", out=out, progress=Silent())
+    return train_dense(section, task(out, digits, seed))
 
 
 def rows(trained: Trained) -> Iterator[dict[str, object]]:
@@ -68,7 +73,11 @@ def test_demp_leaves_a_census_that_agrees_with_its_history(tmp_path: Path, digit
     dead = load_census(trained.census)
     last = list(rows(trained))[-1]
     assert last.keys() == FIGURES | {"lambda", "sigma", "dead", "channels", "dead_by_layer"}
-    assert last["dead_by_layer"] == {name: int(mask.sum()) for name, mask in dead.items()}
+    widths = dict.fromkeys(("relu", "layer1_0_relu1", "layer1_0_relu2"), 4)
+    widths |= dict.fromkeys(("layer2_0_relu1", "layer2_0_relu2"), 8) | dict.fromkeys(
+        ("layer3_0_relu1", "layer3_0_relu2"), 16
+    )
+    assert last["dead_by_layer"] == {n: int(mask.sum()) + widths[n] - len(mask) for n, mask in dead.items()}
     assert (last["dead"], last["channels"]) == (trained.dead, trained.channels)
     assert dead.keys() == {"relu", *(f"layer{k}_0_relu{j}" for k in (1, 2, 3) for j in (1, 2))}
     assert trained.dead > 0, "this penalty kills some channels of so small a network"
@@ -93,11 +102,11 @@ import torch
 from pipeline import config
 from pipeline.data import load
 from pipeline.progress import Silent
-from pipeline.training.stage import train_demp
+from pipeline.training.stage import Task, train_demp
 torch.manual_seed(7); torch.rand(5)
 section = config.Demp.model_validate({SMALL | {"augment": "shift", "lambda_peak": 0.3}!r})
-train_demp(section, config.Model(args={{"width": 4}}), load(config.Data()), seed=1, threads=1, device="cpu",
-           out=Path({str(tmp_path / "there")!r}), progress=Silent())
+out = Path({str(tmp_path / "there")!r})
+train_demp(section, Task(config.Model(args={{"width": 4}}), load(config.Data()), 1, 1, "cpu", out, Silent()))
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
     for name in ("weights.safetensors", "census.safetensors"):
@@ -120,9 +129,7 @@ def test_dropout_draws_from_the_seed(tmp_path: Path, digits: Dataset, monkeypatc
     def run(name: str, seed: int) -> bytes:
         (tmp_path / name).mkdir()
         section = config.Training(epochs=2)
-        return train_dense(
-            section, model, digits, seed=seed, threads=1, device="cpu", out=tmp_path / name, progress=Silent()
-        ).weights.read_bytes()
+        return train_dense(section, task(tmp_path / name, digits, seed, model)).weights.read_bytes()
 
     first = run("a", 1)
     torch.rand(3)
@@ -143,7 +150,7 @@ def test_training_stops_the_progress_also_after_an_error(tmp_path: Path, digits:
     progress = Watching()
     section = config.Training(epochs=2, batch_size=200, lr=3e38, schedule="constant")
     with pytest.raises(UserError, match="the loss is"):
-        train_dense(section, MODEL, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=progress)
+        train_dense(section, dataclasses.replace(task(tmp_path, digits), progress=progress))
     assert progress.calls == ("start dense 14", "stop")
     assert not (tmp_path / "weights.safetensors").exists()
 
@@ -165,11 +172,9 @@ def test_demp_needs_batch_norm(tmp_path: Path, digits: Dataset, monkeypatch: pyt
     layers = "nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes)"
     model = users_network(tmp_path, monkeypatch, "demport_test_plain", layers)
     with pytest.raises(UserError, match="no batch norm"):
-        train_demp(
-            config.Demp(epochs=1), model, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=Silent()
-        )
+        train_demp(config.Demp(epochs=1), task(tmp_path, digits, model=model))
     section = config.Training(epochs=1, batch_size=200)
-    trained = train_dense(section, model, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=Silent())
+    trained = train_dense(section, task(tmp_path, digits, model=model))
     assert trained.channels == 4
 
 
@@ -186,7 +191,5 @@ def test_demp_needs_activations_it_can_watch(tmp_path: Path, digits: Dataset, mo
     branch = config.Model(name="demport_test_branch:build")
     for model, message in ((linear, "no activation that could be watched"), (branch, "Branch cannot be traced")):
         with pytest.raises(UserError, match=message) as caught:
-            train_demp(
-                config.Demp(epochs=1), model, digits, seed=1, threads=1, device="cpu", out=tmp_path, progress=Silent()
-            )
+            train_demp(config.Demp(epochs=1), task(tmp_path, digits, model=model))
         assert "torch.fx can trace" in caught.value.expected

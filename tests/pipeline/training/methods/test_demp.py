@@ -8,17 +8,23 @@ from torch import nn
 
 from pipeline import config
 from pipeline.data import load
-from pipeline.training.methods.demp import Demp, Noise, batch_norm_scales
+from pipeline.training.latency import Stopwatch
+from pipeline.training.methods.demp import Demp, batch_norm_scales
+from pipeline.training.noise import Noise
 from runtime.errors import UserError
-from tests.pipeline.training.small import SmallNet, SmallUnits, verdict
+from tests.pipeline.training.small import SmallNet, SmallUnits, state, verdict
 
 
 def made(section: config.Demp | None = None, total_steps: int = 100) -> tuple[SmallNet, Demp]:
     torch.manual_seed(0)
     model = SmallNet()
     section = section or config.Demp(lambda_peak=0.5, sigma_peak=0.01)
+    if section.epochs == 40:
+        section = section.model_copy(update={"epochs": 20})
     train = load(config.Data()).test
-    return model, Demp(section, model, SmallUnits(model), train, seed=1, total_steps=total_steps)
+    method = Demp(section, train, Stopwatch((1, 8, 8)), seed=1, steps_per_epoch=-(-total_steps // section.epochs))
+    method.bind(state(model))
+    return model, method
 
 
 def test_the_penalty_is_lambda_times_the_sum_of_scales_and_its_gradient_their_sign() -> None:

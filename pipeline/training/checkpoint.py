@@ -1,0 +1,113 @@
+"""Checkpoints: the last two states of a training, each a folder that is whole or absent; safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from export.files import sha256, write_json
+from pipeline.files import new_folder, remove
+from pipeline.models import load_weights, save_weights
+from pipeline.surgery.plan import apply_plan, plan_before, read_plan
+from pipeline.training.optimizer import Optimizer
+from runtime.errors import UserError
+
+STATE, WEIGHTS, PLAN, OPTIMIZER, METHOD = (
+    "state.json", "weights.safetensors", "plan.json", "optimizer.safetensors", "method.safetensors"
+)  # fmt: skip
+KEPT = 2
+SEPARATOR = "|"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a training goes on from, after `step` steps. `told`: plain JSON of loop and method."""
+
+    step: int
+    network: nn.Module
+    moments: dict[str, Tensor]
+    """Optimizer state, by parameter name, `|` and key."""
+    method: dict[str, Tensor]
+    told: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Lies in `folder`, which belongs to one training alone: what it was made from is in its name."""
+
+    folder: Path
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write it, then remove all but the last two. Raises OSError on a full disk, with nothing half-written."""
+        final = self.folder / f"{snapshot.step:010d}"
+        if final.exists():
+            return
+        with new_folder(final) as part:
+            save_weights(snapshot.network, part / WEIGHTS)
+            if (plan := plan_before(snapshot.network)) is not None:
+                write_json(part / PLAN, plan.model_dump(mode="json", by_alias=True))
+            save_file({k: v.contiguous() for k, v in snapshot.moments.items()}, part / OPTIMIZER)
+            save_file({k: v.contiguous() for k, v in snapshot.method.items()}, part / METHOD)
+            marks = {path.name: sha256(path) for path in sorted(part.iterdir())}
+            write_json(part / STATE, {"schema": 1, "step": snapshot.step, "files": marks, "told": snapshot.told})
+        for old in self._folders()[:-KEPT]:
+            remove(old)
+
+    def last(self, fresh: Callable[[], nn.Module], note: Callable[[str], None]) -> Snapshot | None:
+        """The newest that is whole; `fresh` builds the network as it was before any removal."""
+        for folder in reversed(self._folders()):
+            try:
+                return read(folder, fresh)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
+                note(f"checkpoint {folder.name} cannot be used ({error})")
+        return None
+
+    def _folders(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.name.isdecimal())
+
+
+def read(folder: Path, fresh: Callable[[], nn.Module]) -> Snapshot:
+    """One checkpoint; ValueError where a file is not the one that was written."""
+    state = json.loads((folder / STATE).read_text("utf-8"))
+    for name, mark in state["files"].items():
+        if Path(name).name != name or sha256(folder / name) != mark:
+            raise ValueError(f"{name} is not what was written")
+    network = fresh()
+    if PLAN in state["files"]:
+        network = apply_plan(network, read_plan(folder / PLAN))
+    load_weights(network, folder / WEIGHTS)
+    return Snapshot(
+        int(state["step"]), network, load_file(folder / OPTIMIZER), load_file(folder / METHOD), state["told"]
+    )
+
+
+def moments_of(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The tensors an optimizer keeps, by parameter name and key."""
+    made: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.inner.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                made[f"{name}{SEPARATOR}{key}"] = value.detach()
+    return made
+
+
+def put_moments(network: nn.Module, optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """The reverse of `moments_of`. Raises KeyError for a parameter that is not there."""
+    named = dict(network.named_parameters())
+    for name, value in moments.items():
+        owner, _, key = name.rpartition(SEPARATOR)
+        parameter = named[owner]
+        # torch lays moments out as their parameter lies in memory
+        held = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else None
+        like = value.to(parameter.device) if held is None else held.copy_(value)
+        optimizer.inner.state[parameter][key] = like

@@ -1,0 +1,85 @@
+"""What a training goes on with: the network as it is now, its channels, and its optimizer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.surgery import Anatomy, anatomy
+from pipeline.surgery.resume import shrink_training
+from pipeline.training.compute import Compute
+from pipeline.training.optimizer import Optimizer, over
+from runtime.macs import macs
+
+WITNESSES = 16
+"""Images of the next batch on which a removal must not change the training step."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """`forward` is what a step calls: the network itself, compiled or joined with other processes."""
+
+    network: nn.Module
+    anatomy: Anatomy
+    optimizer: Optimizer
+    forward: Callable[[Tensor], Any]
+    macs: int
+    """Multiply-accumulates of one image."""
+
+    @property
+    def params(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a removal between two steps did; `channels` are those removed, the rest is afterwards."""
+
+    step: int
+    channels: int
+    left: int
+    params: int
+    macs: int
+    seconds: float
+    images_per_s_before: float | None
+    images_per_s_after: float | None = None
+    """Over the steps that follow, None where none did."""
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def state_of(network: nn.Module, optimizer: Optimizer, shape: tuple[int, ...], compute: Compute) -> TrainState:
+    """The state of a network placed already; `shape` (C, H, W)."""
+    units = anatomy(network, (torch.zeros(2, *shape, device=compute.device),))
+    return TrainState(network, units, optimizer, compute.forward_of(network), macs(network, shape))
+
+
+def without(
+    state: TrainState, dead: Mapping[str, Tensor], x: Tensor, shape: tuple[int, ...], compute: Compute, align: int = 1
+) -> TrainState:
+    """The state with the dead channels cut out of network and optimizer; the same where none can go.
+
+    x: images (N >= 2, C, H, W) of a training batch; a channel that learns from the first WITNESSES of them stays.
+    `align`: dead channels stay up to this multiple, per group of layers, for surgery to decide on. Raises UserError
+    where the network does more in training mode than a graph can hold.
+    """
+    witnesses = compute.ranks.same(x[:WITNESSES].clone())
+    made = shrink_training(state.network, (witnesses,), state.optimizer.inner, dead, align=align)
+    if made.compact.certificate["channels"]["after"] == made.compact.certificate["channels"]["before"]:
+        return state
+    network = compute.placed(made.compact.model)
+    torch.compiler.reset()  # what was compiled for the old widths is of no use any more
+    return state_of(network, over(state.optimizer, made.optimizer), shape, compute)
+
+
+def removal_of(before: TrainState, after: TrainState, step: int, start: float, images_per_s: float | None) -> Removal:
+    """What a removal that began at `start` (time.perf_counter) did."""
+    left = after.anatomy.channels
+    gone = before.anatomy.channels - left
+    return Removal(step, gone, left, after.params, after.macs, time.perf_counter() - start, images_per_s)

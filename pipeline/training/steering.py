@@ -1,0 +1,242 @@
+"""Which channels die, and when, so that the network lands on the outcome asked for.
+
+The steps up to `target.reached_at` are split into periods. At the start of each, the controller picks as many channels
+as the way to the target demands: those that matter least for what they cost. Over the period their own lambda rises so
+that the proximal step of the L1 penalty brings gamma, and beta with it, to exactly 0 at its end; all other scales bear
+no penalty. After the last period nothing is penalised any more, and the survivors recover.
+
+A channel matters as much as the loss would change without it, to first order (Molchanov et al., arXiv 1906.10771):
+(gamma dL/dgamma + beta dL/dbeta)^2, averaged over the steps and summed over the scales of channels that go together.
+The averages, and which channels fade, lie in the optimizer's state: a removal slices them, a checkpoint keeps them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import config
+from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.costs import Costs, costs_of
+from pipeline.surgery.ledger import Flags, Floats
+from pipeline.surgery.select import Group
+from pipeline.training.state import TrainState
+
+PERIODS = 8
+LEARN_FIRST = 0.2
+"""Share of the steps up to `reached_at` before the first channel fades."""
+NEAR = 0.01
+"""How near to the target a selection has to come, as a share of it."""
+MEMORY = 0.98
+"""Of the running average of what a channel matters, per step."""
+MATTERS, FADING, HELD = "demport_matters", "demport_fading", "demport_held"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """gamma and beta of one batch norm, and the classes of its channels."""
+
+    gamma: nn.Parameter
+    beta: nn.Parameter
+    classes: np.ndarray[Any, np.dtype[np.int64]]
+    state: dict[str, Any]
+    """The optimizer's, of gamma."""
+
+
+class Steering:
+    def __init__(
+        self,
+        target: config.Target,
+        total_steps: int,
+        align: int,
+        cost_of: Callable[[TrainState, Costs], Floats],
+        latency_of: Callable[[nn.Module], float] | None = None,
+    ) -> None:
+        """`cost_of`: per class, what it costs; `latency_of`: ms of a network, needed for `target.latency_ms`."""
+        self._target, self._align, self._cost_of, self._latency_of = target, align, cost_of, latency_of
+        end = max(2, round(target.reached_at * total_steps))
+        begin = min(end - 1, round(LEARN_FIRST * end))
+        count = max(1, min(PERIODS, end - begin))
+        self.bounds = [round(begin + (end - begin) * k / count) for k in range(count + 1)]
+        self._first: dict[str, Any] = {}  # of the dense network: macs, channels, width of each group, latency
+
+    def bind(self, state: TrainState) -> None:
+        self._state = state
+        self._costs = costs_of(Analysis(state.anatomy.traced).run())
+        self._alive = self._alive_now()
+        self._pairs = _pairs(state, self._costs)
+        if not self._first:
+            everything = np.ones(self._costs.count, bool)
+            self._first = {
+                "macs": self._costs.macs(everything),
+                "channels": int(self._costs.members.sum()),
+                "widths": {g.name: len(g.classes) for g in self._costs.groups},
+                "latency_ms": None if self._latency_of is None else self._latency_of(state.network),
+                "macs_share": None,
+            }
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Average what channels matter; take the proximal step of those that fade."""
+        if step >= self.bounds[-1]:
+            self._hold(0.0)
+            return
+        found = [
+            (p, of_gamma, of_beta)
+            for p in self._pairs
+            if (of_gamma := p.gamma.grad) is not None and (of_beta := p.beta.grad) is not None
+        ]
+        pairs = [p for p, _, _ in found]
+        terms = torch._foreach_mul([p.gamma for p in pairs], [gradient for _, gradient, _ in found])
+        torch._foreach_addcmul_(terms, [p.beta for p in pairs], [gradient for _, _, gradient in found])
+        torch._foreach_mul_(terms, terms)
+        for pair in pairs:
+            if MATTERS not in pair.state:
+                pair.state.update({key: torch.zeros_like(pair.gamma) for key in (MATTERS, FADING, HELD)})
+        torch._foreach_lerp_([p.state[MATTERS] for p in pairs], terms, 1 - MEMORY)
+        if step >= self.bounds[0]:
+            end = next(b for b in self.bounds if b > step)
+            self._hold(1.0 / (end - step))
+
+    def _hold(self, share: float) -> None:
+        """gamma and beta of fading channels lose `share` of themselves; those that have faded are 0."""
+        pairs = [p for p in self._pairs if FADING in p.state]
+        if not pairs:
+            return
+        left = torch._foreach_mul([p.state[FADING] for p in pairs], -share)
+        torch._foreach_sub_(left, [p.state[HELD] for p in pairs])
+        torch._foreach_add_(left, 1.0)
+        torch._foreach_mul_([p.gamma for p in pairs], left)
+        torch._foreach_mul_([p.beta for p in pairs], left)
+
+    def due(self, step: int) -> bool:
+        """Whether a period ends after this step: what faded is gone, and the next channels are picked."""
+        return step + 1 in self.bounds
+
+    @torch.no_grad()
+    def pick(self, step: int) -> None:
+        """Begin the period after `step`; comes after the removal of what faded in the last one."""
+        for pair in self._pairs:
+            if FADING in pair.state:
+                pair.state[HELD] = torch.maximum(pair.state[HELD], pair.state[FADING])
+                pair.state[FADING] = torch.zeros_like(pair.gamma)
+        period = self.bounds.index(step + 1)
+        if period + 1 == len(self.bounds):
+            return
+        fade = self.victims((period + 1) / (len(self.bounds) - 1))
+        for pair in self._pairs:
+            mask = torch.as_tensor(fade[pair.classes], dtype=pair.gamma.dtype, device=pair.gamma.device)
+            if FADING in pair.state:
+                pair.state[FADING] = mask * (1 - pair.state[HELD])
+
+    def victims(self, progress: float) -> Flags:
+        """Classes to fade so that this share of the way (geometric) is behind us at the period's end."""
+        alive = self._alive_now()
+        matters = np.zeros(self._costs.count)
+        for pair in self._pairs:
+            if MATTERS in pair.state:
+                np.add.at(matters, pair.classes, pair.state[MATTERS].double().cpu().numpy())
+        cost = np.maximum(self._cost_of(self._state, self._costs), 1e-12)
+        measure = self._measure(progress)
+        left = alive.copy()
+        for block in self._blocks(alive, matters, cost):
+            if measure(left) <= 1 + NEAR:
+                break
+            left[block] = False
+            if measure(left) < 1 - NEAR:  # too large a step: a later block may be smaller
+                left[block] = True
+        return alive & ~left
+
+    def _blocks(self, alive: Flags, matters: Floats, cost: Floats) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Classes in the order they may go: within a group the least important first, in steps of the alignment."""
+        scored: list[tuple[float, np.ndarray[Any, np.dtype[np.int64]]]] = []
+        carried = np.zeros(self._costs.count, bool)
+        for pair in self._pairs:
+            carried[pair.classes] = True
+        for group in self._costs.groups:
+            mine = np.unique(group.classes[alive[group.classes] & carried[group.classes]])
+            mine = mine[np.argsort(matters[mine] / cost[mine], kind="stable")]
+            mine = mine[: max(0, len(mine) - self._floor(group))]
+            over = len(mine) % self._align if self._align > 1 else 0
+            starts = [0, *range(over or self._align, len(mine) + 1, self._align)]
+            worst = -math.inf
+            for a, b in itertools.pairwise(starts):
+                score = float(matters[mine[a:b]].sum() / cost[mine[a:b]].sum())
+                worst = max(worst, score)  # a block never goes before one of its group that matters less
+                scored.append((worst, mine[a:b]))
+        return [block for _, block in sorted(scored, key=lambda pair: pair[0])]
+
+    def _floor(self, group: Group) -> int:
+        share = math.ceil(self._target.floor * self._first["widths"].get(group.name, len(group.classes)))
+        return max(1, -(-int(share) // self._align) * self._align)
+
+    def _measure(self, progress: float) -> Callable[[Flags], float]:
+        """How much of where the way should be at this share of it a set of classes is; 1 is just there."""
+        target = self._target
+        if target.channels is not None:
+            goal = self._first["channels"] * target.channels**progress
+            return lambda left: float(self._costs.members[left].sum()) / goal
+        share = target.macs if target.macs is not None else self._macs_share_for_latency()
+        goal = self._first["macs"] * share**progress
+        return lambda left: self._costs.macs(left) / goal
+
+    def _macs_share_for_latency(self) -> float:
+        """The share of MACs at which the latency should be the one asked for: from the dense network's latency and
+        that of the network as it is, on a straight line."""
+        assert self._latency_of is not None and self._target.latency_ms is not None
+        now_ms, now = self._latency_of(self._state.network), self._state.macs / self._first["macs"]
+        first_ms = self._first["latency_ms"]
+        slope = (first_ms - now_ms) / (1 - now) if now < 0.95 else first_ms
+        share = now - (now_ms - self._target.latency_ms) / max(slope, 1e-9)
+        self._first["macs_share"] = min(1.0, max(0.01, share))
+        return float(self._first["macs_share"])
+
+    def _alive_now(self) -> Flags:
+        """Classes that have not faded."""
+        alive = np.ones(self._costs.count, bool)
+        for pair in _pairs(self._state, self._costs):
+            if HELD in pair.state:
+                alive[pair.classes[pair.state[HELD].cpu().numpy() > 0]] = False
+        return alive
+
+    def reached(self) -> dict[str, float | None]:
+        """Where the network stands: shares of MACs and channels of the dense network, without what has faded."""
+        alive = self._alive_now()
+        return {
+            "macs": self._costs.macs(alive) / self._first["macs"],
+            "channels": float(self._costs.members[alive].sum()) / self._first["channels"],
+        }
+
+    def pressure(self, step: int, lr: float) -> float:
+        """The mean lambda of fading channels: the L1 weight whose proximal step at this learning rate they take."""
+        if not self.bounds[0] <= step < self.bounds[-1] or not lr:
+            return 0.0
+        left = next(b for b in self.bounds if b > step) - step
+        fading = [p.gamma.detach().abs()[p.state[FADING] > 0] for p in self._pairs if FADING in p.state]
+        scales = torch.cat(fading) if fading else torch.zeros(0)
+        return float(scales.mean()) / (left * lr) if len(scales) else 0.0
+
+    def saved(self) -> dict[str, Any]:
+        return self._first
+
+    def restore(self, told: Mapping[str, Any]) -> None:
+        self._first = dict(told)
+
+
+def _pairs(state: TrainState, costs: Costs) -> list[Pair]:
+    """Every batch norm whose channels can all go, with the optimizer's state of its scale."""
+    named = dict(state.anatomy.traced.module.named_parameters(remove_duplicate=False))
+    trained = {id(p) for p in state.optimizer.parameters}
+    found = []
+    for name, classes in costs.scales.items():
+        gamma, beta = named[name], named.get(name.removesuffix("weight") + "bias")
+        if beta is not None and id(gamma) in trained and not costs.fixed[classes].any():
+            found.append(Pair(gamma, beta, classes, state.optimizer.inner.state[gamma]))
+    return found

@@ -1,0 +1,180 @@
+"""A training that was killed goes on from its last checkpoint and ends with the weights it would have had."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import config
+from pipeline.data import load
+from pipeline.models import build
+from pipeline.progress import Silent
+from pipeline.training.checkpoint import Checkpoints, Snapshot, moments_of, put_moments
+from pipeline.training.optimizer import optimizer_for
+from pipeline.training.stage import Task, Trained, train_demp
+
+MODEL = config.Model(args={"width": 4})
+SECTION = {
+    "epochs": 10, "batch_size": 100, "lambda_peak": 0.5, "prune_every": 20, "checkpoint_s": 0.0, "augment": "shift",
+}  # fmt: skip
+KILLED = """
+import os, signal
+from pathlib import Path
+from pipeline import config
+from pipeline.data import load
+from pipeline.progress import Silent
+from pipeline.training import loop
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.stage import Task, train_demp
+calls = []
+def dying(original):
+    def call(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == {nth}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    return call
+{patch}
+section = config.Demp.model_validate({section!r})
+out, kept = Path({out!r}), Path({kept!r})
+task = Task(config.Model(args={{"width": 4}}), load(config.Data()), 1, 1, "cpu", out, Silent(), kept)
+train_demp(section, task)
+"""
+PLACES = {
+    "in the middle of a removal": ("loop.without = dying(loop.without)", 3),
+    "in the middle of a checkpoint": ("import pipeline.training.checkpoint as c; c.save_file = dying(c.save_file)", 5),
+    "in the middle of an epoch": ("loop.Loop._step = dying(loop.Loop._step)", 93),
+}
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def trained(out: Path, kept: Path | None, progress: Silent | None = None) -> Trained:
+    out.mkdir(exist_ok=True)
+    task = Task(MODEL, load(config.Data()), 1, 1, "cpu", out, progress or Silent(), kept)
+    return train_demp(config.Demp.model_validate(SECTION), task)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained(tmp_path_factory.mktemp("undisturbed"), None)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_training_goes_on_bit_for_bit(place: str, tmp_path: Path, undisturbed: Trained) -> None:
+    patch, nth = PLACES[place]
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    out.mkdir()
+    code = KILLED.format(patch=patch, nth=nth, section=SECTION, out=str(out), kept=str(kept))
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert 1 <= len([p for p in kept.iterdir() if p.name.isdecimal()]) <= 3
+    progress = Recorder()
+    again = trained(out, kept, progress)
+    assert any(note.startswith("going on from step ") for note in progress.notes)
+    assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
+    assert again.plan is not None and undisturbed.plan is not None
+    assert json.loads(again.plan.read_text()) == json.loads(undisturbed.plan.read_text())
+    assert again.census is not None and undisturbed.census is not None
+    assert again.census.read_bytes() == undisturbed.census.read_bytes()
+    first, second = (steady(run) for run in (undisturbed, again))
+    assert first == second
+    assert len(second) == 10
+
+
+def steady(run: Trained) -> list[dict[str, object]]:
+    """The rows of a history without what a clock has told."""
+    rows = []
+    for line in run.history.read_text().splitlines():
+        row = json.loads(line)
+        told = [{k: v for k, v in r.items() if k in ("step", "channels", "left", "macs")} for r in row.pop("removals")]
+        rows.append({k: v for k, v in row.items() if k not in ("seconds", "images_per_s", "loss")} | {"removals": told})
+    return rows
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path: Path, undisturbed: Trained) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    trained(out, kept)
+    folders = sorted(kept.iterdir())
+    assert [int(folder.name) for folder in folders] == [126, 140]
+    weights = folders[1] / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    progress = Recorder()
+    again = trained(out, kept, progress)
+    assert progress.notes[0].startswith("checkpoint 0000000140 cannot be used (weights.safetensors is not what")
+    assert progress.notes[1] == "going on from step 126"
+    assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
+
+
+def test_without_a_whole_checkpoint_the_training_starts_anew(tmp_path: Path, undisturbed: Trained) -> None:
+    kept = tmp_path / "kept"
+    (kept / "0000000020").mkdir(parents=True)
+    (kept / "0000000020" / "state.json").write_text('{"files": {"../../x": "0"}, "step": 20}')
+    (kept / "notes.txt").write_text("mine")
+    progress = Recorder()
+    again = trained(tmp_path / "out", kept, progress)
+    assert "cannot be used" in progress.notes[0]
+    assert not any(note.startswith("going on") for note in progress.notes)
+    assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_state_of_an_optimizer_comes_back(name: str, tmp_path: Path) -> None:
+    section = config.Training.model_validate({"optimizer": name})
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return build(MODEL, num_classes=10, input_shape=(1, 8, 8))
+
+    def step(model: nn.Module, optimizer: object, seed: int) -> None:
+        torch.manual_seed(seed)
+        model(torch.randn(4, 1, 8, 8)).square().sum().backward()
+        optimizer.step(0.1)  # type: ignore[attr-defined]
+        optimizer.zero_grad()  # type: ignore[attr-defined]
+
+    one = network()
+    first = optimizer_for(section, list(one.parameters()))
+    step(one, first, 1)
+    checkpoints = Checkpoints(tmp_path / "kept")
+    checkpoints.save(Snapshot(1, one, moments_of(one, first), {"mask": torch.ones(3, dtype=torch.uint8)}, {"a": 1}))
+    last = checkpoints.last(network, pytest.fail)
+    assert last is not None
+    assert (last.step, last.told) == (1, {"a": 1})
+    assert last.method["mask"].tolist() == [1, 1, 1]
+    second = optimizer_for(section, list(last.network.parameters()))
+    put_moments(last.network, second, last.moments)
+    step(one, first, 2)
+    step(last.network.train(), second, 2)
+    for p, q in zip(one.parameters(), last.network.parameters(), strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(KeyError):
+        put_moments(last.network, second, {"nobody|exp_avg": torch.zeros(1)})
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pipeline.training.checkpoint as module
+
+    model = build(MODEL, num_classes=10, input_shape=(1, 8, 8))
+    checkpoints = Checkpoints(tmp_path / "kept")
+    checkpoints.save(Snapshot(1, model, {}, {}, {}))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(Exception, match=r"disk|space"):
+        checkpoints.save(Snapshot(2, model, {}, {}, {}))
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["0000000001"]

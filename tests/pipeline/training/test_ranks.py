@@ -1,0 +1,123 @@
+"""Two processes that share each batch train as one does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline import config
+from pipeline.data import load
+from pipeline.models import build, save_weights
+from pipeline.progress import Silent
+from pipeline.training.ranks import Ranks, demand_equal_shares, expected_ranks
+from pipeline.training.stage import Task, train_demp
+from runtime.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+SECTION = {"epochs": 1, "batch_size": 100, "prune_every": 4, "lambda_peak": 0.1, "lr": 0.05}
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from pipeline import config
+from pipeline.data import load
+from pipeline.models import build, save_weights
+from pipeline.progress import Silent
+from pipeline.training.ranks import expected_ranks
+from pipeline.training.stage import Task, train_demp
+out = Path(sys.argv[1]) / str(expected_ranks().rank)
+out.mkdir()
+section = config.Demp.model_validate({section!r})
+model = config.Model(args={{"width": 4}}, weights=sys.argv[2])
+train_demp(section, Task(model, load(config.Data()), 1, 1, "cpu", out, Silent()))
+"""
+
+
+def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "127.0.0.1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return subprocess.run(
+        [*launcher, *command], cwd=ROOT, check=False, timeout=120, capture_output=True, text=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def half_dead(folder: Path) -> Path:
+    """Weights of a network of which half of the channels inside blocks are dead from the start."""
+    network = build(config.Model(args={"width": 4}), num_classes=10, input_shape=(1, 8, 8))
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if name.endswith(".bn1"):
+                half = module.weight[: len(module.weight) // 2], module.bias[: len(module.bias) // 2]
+                half[0].zero_()
+                half[1].fill_(-1.0)
+    save_weights(network, folder / "start.safetensors")
+    return folder / "start.safetensors"
+
+
+def test_two_processes_equal_one_with_the_same_batches(tmp_path: Path) -> None:
+    script = tmp_path / "one_of_two.py"
+    script.write_text(ONE_OF_TWO.format(section=SECTION))
+    weights = half_dead(tmp_path)
+    done = torchrun(tmp_path, str(script), str(tmp_path), str(weights))
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    model = config.Model(args={"width": 4}, weights=str(weights))
+    task = Task(model, load(config.Data()), 1, 1, "cpu", alone, Silent())
+    trained = train_demp(config.Demp.model_validate(SECTION), task)
+    assert sorted(path.name for path in (tmp_path / "1").iterdir()) == [], "one process writes"
+    assert trained.plan is not None
+    assert (tmp_path / "0" / "plan.json").read_bytes() == trained.plan.read_bytes(), "the same widths"
+    first, second = load_file(trained.weights), load_file(tmp_path / "0" / "weights.safetensors")
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        scale = max(1.0, float(value.abs().max()))
+        assert float((value.double() - second[name].double()).abs().max()) <= 1e-5 * scale, name
+
+
+@pytest.mark.slow
+def test_a_run_on_two_processes_leaves_what_one_leaves(tmp_path: Path) -> None:
+    config_file = tmp_path / "small.yaml"
+    config_file.write_text(
+        "model: {args: {width: 4}}\nthreads: 1\ndense: {epochs: 2, batch_size: 100}\n"
+        "demp: {epochs: 3, batch_size: 100, lambda_peak: 0.4}\nengine: {flavour: none}\n"
+    )
+    out = tmp_path / "run"
+    done = torchrun(tmp_path, "-m", "pipeline.cli", "run", str(config_file), "--out", str(out), "--until", "surgery")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(p.name for p in out.iterdir() if p.is_dir() and p.name[0] != ".") == [
+        "10-dense", "20-demp", "30-surgery"
+    ]  # fmt: skip
+    assert done.stdout.count('"status"') == 2
+
+
+def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert expected_ranks() == Ranks(0, 1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert expected_ranks().part == (1, 4)
+    assert not expected_ranks().first
+    for rank, world in (("4", "4"), ("x", "2"), ("0", "0")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with pytest.raises(UserError, match="torchrun"):
+            expected_ranks()
+
+
+def test_shares_that_differ_are_refused_and_one_process_joins_nothing() -> None:
+    with pytest.raises(UserError, match="batches of 99 images on 2 processes"):
+        demand_equal_shares(99, 1000, Ranks(0, 2))
+    demand_equal_shares(99, 1000, Ranks())
+    network, x = nn.Linear(2, 2), torch.ones(3)
+    assert Ranks().joined(network, torch.device("cpu")) is network
+    assert Ranks().sum(x) is x
+    assert Ranks().agree("mine") == "mine"

@@ -1,0 +1,164 @@
+"""Channels leave while the training goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import config
+from pipeline.data import load
+from pipeline.progress import Silent
+from pipeline.surgery import anatomy
+from pipeline.surgery.align import Timing
+from pipeline.surgery.plan import load_compact, read_plan
+from pipeline.surgery.stage import cut
+from pipeline.training.compute import Compute
+from pipeline.training.optimizer import optimizer_for
+from pipeline.training.stage import Task, Trained, train_demp, trained_network
+from pipeline.training.state import TrainState, state_of, without
+from runtime.macs import macs
+
+SHAPE = (1, 8, 8)
+MODEL = config.Model(args={"width": 8})
+CPU = Compute(torch.device("cpu"))
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def trained(out: Path, model: config.Model = MODEL, progress: Silent | None = None, **changes: object) -> Trained:
+    section = config.Demp.model_validate(
+        {"epochs": 12, "batch_size": 100, "lambda_peak": 0.3, "prune_every": 28} | changes
+    )
+    out.mkdir(exist_ok=True)
+    return train_demp(section, Task(model, load(config.Data()), 1, 1, "cpu", out, progress or Silent()))
+
+
+def test_what_was_removed_is_in_plan_history_and_certificate(tmp_path: Path) -> None:
+    run = trained(tmp_path / "demp")
+    assert run.plan is not None
+    rows = [json.loads(line) for line in run.history.read_text().splitlines()]
+    removals = [r for row in rows for r in row["removals"]]
+    assert removals
+    assert all(r["step"] % 28 == 0 and r["channels"] > 0 and r["images_per_s_after"] > 0 for r in removals)
+    network = trained_network(MODEL, load(config.Data()), run)
+    assert rows[-1]["macs"] == removals[-1]["macs"] == macs(network, SHAPE)
+    assert rows[-1]["params"] == sum(p.numel() for p in network.parameters()) < rows[0]["params"]
+    gone = sum(r["channels"] for r in removals)
+    assert run.channels - removals[-1]["left"] == gone <= run.dead
+    out = tmp_path / "cut"
+    out.mkdir()
+    section = config.Surgery(align=1)
+    made = cut(section, MODEL, load(config.Data()), run, threads=1, timing=Timing(), out=out, progress=Silent())
+    assert (made.channels_before, made.channels_dead) == (run.channels, run.dead)
+    certificate = json.loads(made.certificate.read_text())
+    assert certificate["training"]["removed"] == gone
+    by_layer = {row["layer"]: (row["before"], row["after"]) for row in certificate["layers"]}
+    compact = load_compact(out)
+    assert by_layer["conv1"] == (8, compact.get_submodule("conv1").out_channels)
+    assert read_plan(made.plan).widths["conv1.weight"] == 8 if "conv1.weight" in read_plan(made.plan).widths else True
+
+
+def test_training_without_removals_ends_with_the_whole_network(tmp_path: Path) -> None:
+    run = trained(tmp_path, prune_every="end")
+    assert run.plan is None
+    rows = [json.loads(line) for line in run.history.read_text().splitlines()]
+    assert not any(row["removals"] for row in rows)
+    assert len({row["macs"] for row in rows}) == 1
+
+
+def test_a_removal_keeps_multiples_for_surgery_to_decide_on(tmp_path: Path) -> None:
+    section = config.Demp.model_validate({"epochs": 8, "batch_size": 100, "lambda_peak": 0.3, "prune_every": 28})
+    task = Task(config.Model(args={"width": 16}), load(config.Data()), 1, 1, "cpu", tmp_path, Silent())
+    run = train_demp(section, task, align=8)
+    network = trained_network(task.model, task.data, run)
+    widths = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert all(width % 8 == 0 for width in widths)
+    assert sum(widths) < 16 * 3 + 32 * 3 + 64 * 3
+
+
+def state_with_dead(momentum: float = 0.9) -> tuple[TrainState, dict[str, torch.Tensor], torch.Tensor]:
+    """Two layers; channel 1 of the first is dead and stays so."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(3 * 36, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        network.get_parameter("1.weight")[1] = 0.0
+        network.get_parameter("1.bias")[1] = -1.0
+    optimizer = optimizer_for(config.Training(momentum=momentum), list(network.parameters()))
+    state = state_of(network.train(), optimizer, SHAPE, CPU)
+    x = torch.randn(32, *SHAPE)
+    network(x).square().mean().backward()
+    optimizer.step(0.1)
+    dead = {name: torch.zeros(width, dtype=torch.bool) for name, width in state.anatomy.watch.items()}
+    dead[min(dead)][1] = True
+    return state, dead, x
+
+
+def test_the_next_step_is_that_of_the_whole_network() -> None:
+    state, dead, x = state_with_dead()
+    after = without(state, dead, x, SHAPE, CPU)
+    assert after.anatomy.channels == state.anatomy.channels - 1
+    assert after.macs == state.macs - 1 * 9 * 64 - 3 * 9 * 36
+    for one in (state, after):
+        one.optimizer.zero_grad()
+        one.forward(x).square().mean().backward()
+        one.optimizer.step(0.1)
+    keep = [0, 2, 3]
+    want, got = dict(state.network.named_parameters()), dict(after.network.named_parameters())
+    assert torch.allclose(got["0.weight"], want["0.weight"][keep], atol=1e-6)
+    assert torch.allclose(got["3.weight"], want["3.weight"][:, keep], atol=1e-6)
+    assert torch.allclose(got["7.weight"], want["7.weight"], atol=1e-6)
+
+
+def test_without_a_channel_that_can_go_the_state_is_the_same() -> None:
+    state, dead, x = state_with_dead()
+    assert without(state, dead, x, SHAPE, CPU, align=4) is state
+    with torch.no_grad():
+        state.network.get_parameter("1.bias")[1] = 1.0
+    nothing = {name: torch.zeros_like(mask) for name, mask in dead.items()}
+    assert without(state, nothing, x, SHAPE, CPU) is state
+
+
+def test_a_network_that_cannot_be_cut_while_it_trains_stays_whole_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demport_test_functional.py").write_text(
+        "import torch.nn.functional as F\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.bn, self.relu = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU()\n"
+        "        self.linear = nn.Linear(16 * 36, classes)\n"
+        "    def forward(self, x):\n"
+        "        x = self.relu(self.bn(self.conv(x))).flatten(1)\n"
+        "        return self.linear(F.dropout(x, 0.5, self.training))\n"
+        "def build(num_classes):\n    return Net(num_classes)\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    progress = Recorder()
+    run = trained(tmp_path / "out", config.Model(name="demport_test_functional:build"), progress, lambda_peak=1.0)
+    assert run.plan is None
+    assert [note for note in progress.notes if note.startswith("dead channels stay until the end: the network has")]
+    rows = [json.loads(line) for line in run.history.read_text().splitlines()]
+    assert "another training step" in rows[-1]["whole"]
+    assert run.dead > 0
+
+
+def test_units_of_a_state_are_those_of_its_network() -> None:
+    state, _, _ = state_with_dead()
+    again = anatomy(state.network, (torch.zeros(2, *SHAPE),))
+    assert state.anatomy.watch == again.watch
+    assert state.macs == macs(state.network, SHAPE)

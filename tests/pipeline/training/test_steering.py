@@ -1,0 +1,117 @@
+"""A training that is steered lands where it was told to, and leaves alone what it was not told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline import config
+from pipeline.data import load
+from pipeline.models import build
+from pipeline.progress import Silent
+from pipeline.surgery import anatomy
+from pipeline.training.optimizer import optimizer_for
+from pipeline.training.stage import Task, Trained, train_demp, trained_network
+from pipeline.training.state import TrainState
+from pipeline.training.steering import FADING, HELD, MATTERS, Steering
+from runtime.macs import macs
+
+SHAPE = (1, 8, 8)
+MODEL = config.Model(args={"width": 16})
+
+
+def steered(out: Path, target: dict[str, object], **changes: object) -> Trained:
+    section = config.Demp.model_validate({"epochs": 12, "batch_size": 100, "target": target} | changes)
+    out.mkdir(exist_ok=True)
+    task = Task(MODEL, load(config.Data()), 1, 1, "cpu", out, Silent())
+    return train_demp(section, task)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_macs_land_within_three_percent_and_the_network_still_works(optimizer: str, tmp_path: Path) -> None:
+    trained = steered(tmp_path, {"macs": 0.35}, optimizer=optimizer, lr=0.1 if optimizer == "sgd" else 0.005)
+    assert trained.reached is not None
+    assert trained.reached["macs"] == pytest.approx(0.35, rel=0.03)
+    network = trained_network(MODEL, load(config.Data()), trained)
+    dense = build(MODEL, num_classes=10, input_shape=SHAPE)
+    assert macs(network, SHAPE) / macs(dense, SHAPE) == pytest.approx(0.35, rel=0.03)
+    assert trained.accuracy > 0.9
+    rows = [json.loads(line) for line in trained.history.read_text().splitlines()]
+    removals = [r for row in rows for r in row["removals"]]
+    assert len(removals) >= 6
+    steps = len(load(config.Data()).train) // 100 * 12
+    assert removals[-1]["step"] == steps // 2, "the target is reached in the middle, then survivors recover"
+    assert [row["lambda"] > 0 for row in rows] == [k in range(1, 5) for k in range(12)]
+
+
+def test_channels_land_and_every_group_keeps_its_floor(tmp_path: Path) -> None:
+    trained = steered(tmp_path, {"channels": 0.5, "floor": 0.4}, cost="macs")
+    assert trained.reached is not None
+    assert trained.reached["channels"] == pytest.approx(0.5, rel=0.03)
+    assert trained.dead / trained.channels == pytest.approx(0.5, abs=0.02)
+    network = trained_network(MODEL, load(config.Data()), trained)
+    widths = {n: m.out_channels for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    first = {n: m.out_channels for n, m in build(MODEL, num_classes=10, input_shape=SHAPE).named_modules()
+             if isinstance(m, nn.Conv2d)}  # fmt: skip
+    assert all(widths[name] >= 0.4 * first[name] for name in first)
+
+
+def test_a_floor_that_forbids_the_target_ends_above_it(tmp_path: Path) -> None:
+    trained = steered(tmp_path, {"macs": 0.05, "floor": 0.5})
+    assert trained.reached is not None
+    assert 0.2 < trained.reached["macs"] < 0.35, "half of every group is a quarter of the MACs and a little more"
+
+
+def steering_of(network: nn.Module, target: config.Target, total: int = 100) -> tuple[Steering, TrainState]:
+    section = config.Training()
+    optimizer = optimizer_for(section, list(network.parameters()))
+    state = TrainState(network, anatomy(network, (torch.zeros(2, *SHAPE),)), optimizer, network, macs(network, SHAPE))
+    made = Steering(target, total, 1, lambda _state, costs: np.ones(costs.count))
+    made.bind(state)
+    return made, state
+
+
+def test_the_least_important_channels_fade_to_exactly_zero_and_nothing_else_moves() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    steering, state = steering_of(network, config.Target(channels=0.5, reached_at=0.5))
+    gamma, beta = network.get_parameter("1.weight"), network.get_parameter("1.bias")
+    with torch.no_grad():
+        beta.fill_(0.5)
+    order = torch.tensor([3.0, 7.0, 1.0, 5.0, 2.0, 8.0, 4.0, 6.0])
+    assert (steering.bounds[0], steering.bounds[-1]) == (10, 50)
+    for step in range(50):
+        gamma.grad, beta.grad = order.clone(), torch.zeros(8)
+        steering.after_step(step)
+        if steering.due(step):
+            steering.pick(step)
+        if step < 10:
+            assert torch.equal(gamma, torch.ones(8))
+    assert gamma.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    assert beta.tolist() == [0.5 * value for value in gamma.tolist()]
+    own = state.optimizer.inner.state[gamma]
+    assert own[HELD].tolist() == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    assert own[FADING].sum() == 0
+    with torch.no_grad():
+        gamma.add_(1.0)
+    steering.after_step(60)
+    assert gamma.tolist() == [0.0, 2.0] * 4, "what has faded stays 0"
+
+
+def test_importance_is_the_squared_first_order_change_of_the_loss() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 36, 10))
+    steering, state = steering_of(network, config.Target(channels=0.5))
+    gamma, beta = network.get_parameter("1.weight"), network.get_parameter("1.bias")
+    with torch.no_grad():
+        gamma.copy_(torch.tensor([2.0, 1.0]))
+        beta.copy_(torch.tensor([1.0, -1.0]))
+    gamma.grad, beta.grad = torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 4.0])
+    steering.after_step(0)
+    found = state.optimizer.inner.state[gamma][MATTERS]
+    assert found.tolist() == pytest.approx([0.02 * (2 * 3 - 1) ** 2, 0.02 * (1 - 4) ** 2])
+    assert state.optimizer.inner.state[gamma].keys() == {MATTERS, FADING, HELD}
