@@ -206,7 +206,8 @@ class Bench:
 def _open_engine(result: EngineResult) -> Session:
     if result.engine is None:
         raise UserError(result.reason or "not built", "an engine", "install TensorRT")
-    return open_session(result.engine.path, result.engine.flavour)
+    # a version-compatible engine brings code of its own, which this very run built
+    return open_session(result.engine.path, result.engine.flavour, allow_host_code=True)
 
 
 def engine_name(result: EngineResult) -> str:

@@ -59,7 +59,7 @@ class EngineFile(Part):
     bytes: int | None
     measured_on: str | None
     reason: str | None
-    proof: EngineProof | None = Field(description="null where it could not be built.")
+    proof: EngineProof | None = Field(default=None, description="From stage 60; null where it could not be built.")
 
 
 class Hop(Part):
