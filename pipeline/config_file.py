@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,15 @@ def config_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    """The same, made once."""
+    return config_schema()
+
+
 def describe_config() -> str:
     """Every section and key with its type, default and sentence: the second half of `demport run --help`."""
-    lines, schema = [], config_schema()
+    lines, schema = [], _schema()
     for key, node in schema["properties"].items():
         section = _resolve(schema, node)
         lines.append(f"{key}: {_about(schema, node)}")
@@ -124,7 +131,7 @@ def _user_error(error: ValidationError, where: str, places: Mapping[str, str]) -
     if first["type"] == "impossible":
         told = first["ctx"]
         return UserError(f"{at}: `{dotted}`: {told['found']}", told["expected"], told["remedy"])
-    schema = config_schema()
+    schema = _schema()
     found = f"{at}: `{dotted}` is {_shown(first['input'])}"
     node = _at(schema, path)
     expected = _words(schema, node) if node else first["msg"]
@@ -139,7 +146,7 @@ def _place(places: Mapping[str, str], path: Sequence[str]) -> str | None:
 
 
 def _unknown_key(at: str, path: Sequence[str]) -> UserError:
-    schema = config_schema()
+    schema = _schema()
     parent = _at(schema, path[:-1])
     assert parent is not None
     parent = _inside(schema, parent)
