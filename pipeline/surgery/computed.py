@@ -20,10 +20,16 @@ from runtime.errors import UserError
 
 
 def settle(traced: Traced, only: Iterable[str] | None = None) -> Traced:
+    """As `settled`, without the analysis."""
+    return settled(traced, only)[0]
+
+
+def settled(traced: Traced, only: Iterable[str] | None = None) -> tuple[Traced, Analysis | None]:
     """Make parameters of computed weights at which the analysis freezes channels, or of those that `only` names.
 
     `only` holds names of nodes, as `Traced.computed` has them; UserError where the network computes no such weight.
-    The network the graph shares its parameters with is left untouched.
+    The network the graph shares its parameters with is left untouched. With it comes the analysis of a graph that
+    stayed as it was, where one was made.
     """
     inside = from_parameters_alone(traced.module.graph)
     wanted = set(only or ())
@@ -34,14 +40,17 @@ def settle(traced: Traced, only: Iterable[str] | None = None) -> Traced:
             "the network the plan was made for", "use the same model, arguments and library versions",
         )  # fmt: skip
     if not inside or (only is not None and not wanted):
-        return traced
-    groups = connected(inside)
+        return traced, None
+    groups, analysis = connected(inside), None
     if only is None:
-        stuck = {f.where for f in Analysis(traced).run().ledger.freezes}
+        analysis = Analysis(traced).run()
+        stuck = {f.where for f in analysis.ledger.freezes}
         groups = [g for g in groups if any(n.name in stuck or str(n.target) in stuck for n in g)]
         wanted = {n.name for g in groups for n in g if leaves_group(n, set(g))}
     groups = [g for g in groups if any(n.name in wanted for n in g)]
-    return replaced(traced, wanted, [n for n in inside if any(n in g for g in groups)]) if groups else traced
+    if not groups:
+        return traced, analysis
+    return replaced(traced, wanted, [n for n in inside if any(n in g for g in groups)]), None
 
 
 def from_parameters_alone(graph: fx.Graph) -> list[fx.Node]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.certificate import certificate
-from pipeline.surgery.computed import settle
+from pipeline.surgery.computed import settled
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.law import check_law
 from pipeline.surgery.plan import META, Compact, class_name, plan_before, plan_of
@@ -44,7 +44,11 @@ def shrink(
     if before is not None and before.residual == "untied":
         residual = "untied"  # one plan against the first network holds both cuts
     with collector_paused():
-        analysis, choice, cut = cut_of(settle(trace(model, example_inputs)), dead, align=align, residual=residual)
+        traced, known = settled(trace(model, example_inputs))
+        if known is None or dead or residual != known.residual:
+            analysis, choice, cut = cut_of(traced, dead, align=align, residual=residual)
+        else:
+            analysis, (choice, cut) = known, choose(known, align)
         return finish(model, analysis, choice, cut, real=real, tolerance=tolerance, verify=verify)
 
 

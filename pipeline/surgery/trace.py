@@ -30,12 +30,23 @@ COMPOSED = (
 # Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
 SHAPE_KEPT = frozenset(
     (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
+    + (nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity)
 )
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
+class ConcreteAttribute(fx.proxy.Attribute):
+    """An attribute of one, such as a shape; fx disassembles the caller to learn how many values it unpacks."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.tracer.iter(self)
+
+
 class ConcreteProxy(fx.Proxy):
     """A proxy that knows the value its example inputs give it; asked for a plain number, it answers with that."""
+
+    def __getattr__(self, k: str) -> ConcreteAttribute:
+        return ConcreteAttribute(self, k)
 
     def __len__(self) -> int:
         return len(self.node.meta["val"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli
+from pipeline import cli, rendering
 from pipeline.workspace import STAGES
 from runtime.errors import EXIT_INTERRUPTED
 from tests.conftest import Start
@@ -211,6 +211,10 @@ def test_publish_writes_a_repository_and_records_it(
     assert compact.read_bytes() == (copied_run / "50-simplify" / "compact.onnx").read_bytes()
     record = json.loads((copied_run / "80-publish" / "stage.json").read_text())
     assert record["result"]["directory"] == str(tmp_path / "models")
+    report = json.loads((copied_run / "report.json").read_text())
+    assert report["published"]["directory"] == str(tmp_path / "models") and report["published"]["current"] is True
+    assert f"Triton repository in {tmp_path / 'models'}" in (copied_run / "report.html").read_text()
+    assert rendering.is_current(copied_run)  # so that the gate takes it
     assert cli.command_line(arguments) == 2
     assert "--replace" in capsys.readouterr().err
     assert cli.command_line([*arguments, "--replace"]) == 0

@@ -149,6 +149,13 @@ def test_it_is_legible_in_light_in_dark_and_on_paper(tmp_path: Path, scheme: int
     assert first[390] <= 844 and first[1280] <= 800  # the first rows are on the first screen
 
 
+def test_a_report_that_demport_run_left(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copy(whole_run / "report.html", tmp_path)
+    found = look(tmp_path, tmp_path / "profile", scheme=DARK)
+    fits(found, images=6)  # one batch size: no sweep
+    assert found[0]["first"] <= 844 and found[0]["images"][0] == "dark narrow"
+
+
 def test_contrast_of_black_on_white() -> None:
     assert contrast("rgb(0, 0, 0)", "rgb(255, 255, 255)") == pytest.approx(21.0)
     assert contrast("rgb(0, 0, 0)", "rgba(0, 0, 0, 0)") == pytest.approx(21.0)  # transparent: paper

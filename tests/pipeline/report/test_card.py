@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.report.card import write_card
 from runtime.errors import UserError
-from tests.pipeline.report.run_folder import STAGES, write_run
+from tests.pipeline.report.check_document import CONDITIONS, check
+from tests.pipeline.report.run_folder import STAGES, write_json, write_run
 from tests.runtime.nets import expected, write_onnx
 
 
@@ -37,6 +38,17 @@ def test_the_card_names_what_a_reader_needs(tmp_path: Path) -> None:
     assert "- Not measured on a GPU." in text and "- Gate engines: inconclusive" in text
     assert "eight (100.00 % to 95.00 % of 40)" in text
     assert re.search(r"\| `50-simplify/compact\.onnx` \| .* \| `[0-9a-f]{64}` \|", text)
+
+
+def test_a_busy_machine_is_among_the_limits(tmp_path: Path) -> None:
+    run = finished(tmp_path)
+    told = check()
+    told["latency"]["onnxruntime"]["fp32"]["b32"]["protocol"]["conditions"] = {**CONDITIONS, "others_busy_pct": 87.0}
+    write_json(run / "70-check" / "check.json", told)
+    text = write_card(run).read_text("utf-8")
+    assert "- The latencies are doubtful: other processes took 87 % of the cores while they were measured." in text
+    write_json(run / "70-check" / "check.json", check())
+    assert "doubtful" not in write_card(run).read_text("utf-8")
 
 
 def test_the_example_of_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,15 @@ def test_a_function_that_is_not_the_same_is_not_said_to_be(tmp_path: Path) -> No
     assert rows(proven)["Same function"][0] == "Yes, by proof from the weights"
 
 
+def test_channels_that_were_cut_during_training_are_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    told = certificate() | {"groups": [], "training": {"removed": 160, "removals": []}}
+    write_json(run / "30-surgery" / "certificate.json", told)
+    found = rows(run)
+    assert found["Channels"][1].endswith("kept for alignment; 160 were cut out during training already")
+    assert found["Same function"][0] == "Yes: nothing was cut after training"
+
+
 @pytest.mark.parametrize(
     ("ratio", "answer"),
     [

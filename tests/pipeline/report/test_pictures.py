@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def test_the_frontier_is_what_nothing_beats_in_both() -> None:
     assert speed_plots.frontier([]) == []
     drawn = speed_plots.pareto(dots, "p50, ms")
     assert drawn.light_wide.startswith("data:image/svg+xml;base64,") and "table" in drawn.alt
+    same = speed_plots.pareto([dots[0], dots[0], dots[1]], "p50, ms").light_wide.partition(",")[2]
+    assert b">1, 2</text>" in base64.b64decode(same)  # in one place, one label
 
 
 def test_wilson_interval_of_eight_in_ten(source: Source) -> None:

@@ -17,17 +17,17 @@ from pipeline.training.stage import Task, Trained, train_demp
 MODEL = config.Model(args={"width": 8})
 
 
-def trained(out: Path, epochs: int = 4, **changes: object) -> Trained:
+def trained(out: Path, changes: dict[str, object], epochs: int = 4) -> Trained:
     out.mkdir(exist_ok=True)
     section = config.Demp.model_validate(
-        {"epochs": epochs, "batch_size": 100, "lambda_peak": 1e-6, "lr": 0.02} | changes
+        {"epochs": epochs, "batch_size": 100, "lambda_peak": 1e-6, "lr": 0.02, **changes}
     )
     return train_demp(section, Task(MODEL, load(config.Data()), 1, 1, "cpu", out, Silent()))
 
 
 @pytest.mark.parametrize("changes", [{"amp": "bf16"}, {"channels_last": True}, {"amp": "fp16"}], ids=str)
 def test_the_network_learns_the_same_way(changes: dict[str, object], tmp_path: Path) -> None:
-    plain, other = trained(tmp_path / "a"), trained(tmp_path / "b", **changes)
+    plain, other = trained(tmp_path / "a", {}), trained(tmp_path / "b", changes)
     losses = [[json.loads(line)["loss"] for line in run.history.read_text().splitlines()] for run in (plain, other)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert abs(other.accuracy - plain.accuracy) < 0.05
@@ -35,7 +35,7 @@ def test_the_network_learns_the_same_way(changes: dict[str, object], tmp_path: P
 
 @pytest.mark.slow
 def test_a_compiled_network_survives_removals(tmp_path: Path) -> None:
-    run = trained(tmp_path, epochs=12, compile=True, lambda_peak=0.3, prune_every=28, lr=0.1)
+    run = trained(tmp_path, {"compile": True, "lambda_peak": 0.3, "prune_every": 28, "lr": 0.1}, 12)
     rows = [json.loads(line) for line in run.history.read_text().splitlines()]
     assert sum(len(row["removals"]) for row in rows) >= 1
     assert run.plan is not None
