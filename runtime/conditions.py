@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import nvml
-from runtime.device import usable_cores
+from runtime.device import usable, usable_cores
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _EVERY_S = 1.0  # looking costs about a millisecond, and is done between samples
@@ -64,14 +64,17 @@ class Watch:
         }
 
 
-def complaints(document: Mapping[str, Any]) -> list[str]:
-    """What in a Watch's document makes figures doubtful, in words; [] where nothing does."""
+def complaints(document: Mapping[str, Any], *, settings: bool = True) -> list[str]:
+    """What in a Watch's document makes figures doubtful, in words; [] where nothing does.
+
+    Without `settings`, only what happened meanwhile: the governor is the machine's as long as nobody changes it.
+    """
     found = []
     if (others := document.get("others_busy_pct") or 0) >= 10:
         found.append(f"other processes took {others:.0f} % of the cores")
     if (stolen := document.get("stolen_pct") or 0) >= 5:
         found.append(f"the hypervisor took {stolen:.0f} % of the cores")
-    if (governor := document["before"]["governor"]) not in (None, "performance"):
+    if settings and (governor := document["before"]["governor"]) not in (None, "performance"):
         found.append(f"the CPU governor is {governor}")
     for gpu in document.get("gpus", ()):
         if gpu["slowed_by"]:
@@ -92,13 +95,15 @@ def _range(values: Iterable[float | None]) -> list[float] | None:
 
 
 def _cpu_seconds() -> tuple[float, float, float]:
-    """Seconds of all cores since boot: busy, busy with this process, stolen by the hypervisor.
-
-    Of a machine with more cores than this process may use, the busy time of the others counts too.
-    """
+    """Seconds of the cores that this process may use, since boot: busy, busy with this process, stolen by the
+    hypervisor."""
     import psutil
 
-    times = psutil.cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0) + getattr(times, "steal", 0.0)
-    counted = {name: value for name, value in times._asdict().items() if name not in ("guest", "guest_nice")}
-    return sum(counted.values()) - idle, time.process_time(), float(getattr(times, "steal", 0.0))
+    cores = psutil.cpu_times(percpu=True)
+    mine = [cores[core] for core in usable() if core < len(cores)] or cores
+    busy, stolen = 0.0, 0.0
+    for times in mine:
+        counted = {name: value for name, value in times._asdict().items() if name not in ("guest", "guest_nice")}
+        stolen += counted.get("steal", 0.0)
+        busy += sum(counted.values()) - sum(counted.get(name, 0.0) for name in ("idle", "iowait", "steal"))
+    return busy, time.process_time(), stolen

@@ -22,8 +22,13 @@ LIBRARIES = (
 
 def usable_cores() -> int:
     """Cores this process may run on: its affinity where the system has one, else all of them."""
+    return len(usable())
+
+
+def usable() -> list[int]:
+    """Numbers of those cores."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
 
 
 @cache

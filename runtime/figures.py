@@ -58,7 +58,7 @@ def doubts_of(report: Report) -> list[str]:
         for _, measured in latencies(report)
         if measured.get("protocol") and measured["protocol"].get("conditions")
     ]
-    worst = {one.split(" took ")[0]: one for state in states for one in complaints(state)}
+    worst = {one.split(" took ")[0]: one for state in states for one in complaints(state, settings=False)}
     return list(worst.values())
 
 

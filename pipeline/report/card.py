@@ -13,7 +13,7 @@ from pipeline.files import write_text
 from pipeline.workspace import CONFIG
 from runtime.errors import UserError
 
-from . import numbers, view
+from . import numbers, speed_view, view
 from .collect import ENGINE, collect
 from .render import environment
 from .schema import Report
@@ -63,6 +63,8 @@ def limits(source: view.Source) -> Iterator[str]:
         yield "Not measured on a GPU."
     elif not any(engine.measured_on for engine in report.engines):
         yield "No engine was measured."
+    for doubt in speed_view.doubts(source):
+        yield f"The latencies are doubtful: {doubt} while they were measured."
     if report.accuracy_difference:
         low, high = report.accuracy_difference.ci95_pp
         yield (

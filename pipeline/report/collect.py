@@ -117,6 +117,7 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
         reasons["change.train"] = "what was removed is constant on every training image"
     return {
         **{f"channels_{when}": certificate["channels"][when] for when in ("before", "dead", "after")},
+        "removed_in_training": (certificate.get("training") or {}).get("removed", 0),
         "max_abs_diff": record["result"]["max_abs_diff"],
         "evidence": {kind: sum(group[kind] for group in groups) for kind in ("by_proof", "by_measurement")},
         **{name: certificate[name] for name in CERTIFIED},

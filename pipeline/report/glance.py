@@ -47,7 +47,8 @@ def channels(report: Report) -> Row:
     held = cut.channels_after - (cut.channels_before - cut.channels_dead)
     kept = f", {held:,} of them dead and kept for alignment" if held > 0 else ""
     died = f"{cut.channels_dead:,} of {cut.channels_before:,} channels died ({share})"
-    return Row(name, died, f"{cut.channels_after:,} are left{kept}")
+    early = f"; {cut.removed_in_training:,} were cut out during training already" if cut.removed_in_training else ""
+    return Row(name, died, f"{cut.channels_after:,} are left{kept}{early}")
 
 
 def function(report: Report) -> Row:
@@ -58,6 +59,8 @@ def function(report: Report) -> Row:
     if cut.law is None:
         return Row(name, "Not checked", cut.reasons["law"])
     answer = "Yes, while what was measured dead stays dead" if cut.law.held else "Yes, by proof from the weights"
+    if cut.evidence is not None and cut.evidence.by_proof == cut.evidence.by_measurement == 0:
+        answer = "Yes: nothing was cut after training"
     if any(gate.name == "max_abs_diff" and gate.status == "fail" for gate in report.verdict.gates):
         answer = "In float64 only: in float32 the difference is beyond its limit"
     more = [

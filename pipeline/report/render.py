@@ -64,6 +64,7 @@ def environment() -> jinja2.Environment:
                  numbers.small, numbers.plain, numbers.short, numbers.significant):  # fmt: skip
         pages.filters[form.__name__] = form
     pages.filters |= {
+        "form": accuracy_view.label,
         "interval": interval,
         "measured": measured,
         "proven": proven,

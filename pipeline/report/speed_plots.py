@@ -112,6 +112,7 @@ def pareto(dots: Sequence[Dot], axis: str) -> Picture:
         best = frontier(dots)
         axes.plot([dot.latency for dot in best], [dot.accuracy for dot in best], color=colours["line"], linewidth=1.2,
                   drawstyle="steps-post", zorder=1)  # fmt: skip
+        together: dict[tuple[float, float], list[str]] = {}
         for number, dot in enumerate(dots, 1):
             if dot.accuracy_interval:
                 axes.plot([dot.latency] * 2, dot.accuracy_interval, color=colours[dot.role], linewidth=1.2, alpha=0.6)
@@ -120,9 +121,9 @@ def pareto(dots: Sequence[Dot], axis: str) -> Picture:
             axes.plot(
                 [dot.latency], [dot.accuracy], color=colours[dot.role], marker="o", markersize=6, linestyle="none"
             )
-            axes.annotate(
-                str(number), (dot.latency, dot.accuracy), textcoords="offset points", xytext=(6, 4), fontsize=9
-            )
+            together.setdefault((dot.latency, dot.accuracy), []).append(str(number))
+        for place, numbers in together.items():
+            axes.annotate(", ".join(numbers), place, textcoords="offset points", xytext=(6, 4), fontsize=9)
         times = [dot.latency for dot in dots]
         if max(times) > 4 * min(times):
             _log_axis(axes, min(times) / 1.3, max(times) * 1.3)

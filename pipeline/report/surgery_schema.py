@@ -95,6 +95,7 @@ class Surgery(Reasoned):
     channels_before: int | None
     channels_dead: int | None
     channels_after: int | None
+    removed_in_training: int = Field(default=0, description="Channels that the training cut out as they died.")
     max_abs_diff: float | None = Field(
         description="Largest fp32 difference of compact from dense with removed held at 0."
     )

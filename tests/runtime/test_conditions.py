@@ -35,15 +35,11 @@ class Machine:
         self.gpu: dict[str, Any] = dict(GPU)
         patch.setattr(time, "perf_counter", lambda: self.now)
         patch.setattr(time, "process_time", lambda: self.own)
-        patch.setattr(psutil, "cpu_times", lambda: self)
+        other = SimpleNamespace(_asdict=lambda: {"user": 1e6 * self.now})  # a core that this process may not use
+        patch.setattr(psutil, "cpu_times", lambda percpu: [other, self] if percpu else None)
+        patch.setattr(watching, "usable", lambda: [1])
         patch.setattr(watching, "usable_cores", lambda: 4)
         patch.setattr(nvml, "gpu_states", self.states)
-
-    @property
-    def idle(self) -> float:
-        return 7.0
-
-    iowait = 2.0
 
     def _asdict(self) -> dict[str, float]:
         return {"user": self.busy, "idle": 7.0, "iowait": 2.0, "steal": self.steal, "guest": 1000.0}
@@ -86,6 +82,7 @@ def test_a_quiet_machine_has_no_complaints() -> None:
     assert complaints(quiet) == []
     throttled = {**quiet, "before": {"governor": "powersave"}, "gpus": [{"name": "L4", "slowed_by": ["power limit"]}]}
     assert complaints(throttled) == ["the CPU governor is powersave", "L4 was throttled: power limit"]
+    assert complaints(throttled, settings=False) == ["L4 was throttled: power limit"]
 
 
 class NotSupportedError(Exception):
