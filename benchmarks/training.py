@@ -1,0 +1,166 @@
+"""What DemP's own work costs a step, and what removing channels on the way saves.
+
+    python -m benchmarks.training --out benchmarks/results/training.cpu.json
+
+`own work`: a plain training and one with penalty and noise take turns on the same images, epoch by epoch; the census is
+timed apart and counted once in an epoch of the whole training set, as the quickstart's and the paper's rhythms have it
+at most. `removals`: a training of the dense network, and one that is steered to a fifth of its MACs while it trains,
+both to the end. Exit 1 where a promise is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import real_data
+from export.files import write_json
+from pipeline import config
+from pipeline.data import Dataset
+from pipeline.models import build
+from pipeline.progress import Silent
+from pipeline.training.compute import Compute
+from pipeline.training.history import History
+from pipeline.training.latency import Stopwatch
+from pipeline.training.loop import Loop, steps_per_epoch
+from pipeline.training.methods.demp import Demp
+from pipeline.training.methods.plain import Plain
+from pipeline.training.stage import Task, Trained, train_demp, train_dense
+from runtime.device import environment
+from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
+
+ALLOWED_PCT = {"cpu": 5.0, "cuda": 3.0}
+ALLOWED_RATIO = 0.7
+PASSES = 9
+"""Of which the first warms up."""
+Point = dict[str, Any]
+
+
+def own_work(model: config.Model, data: Dataset, device: torch.device, images: int, batch: int) -> Point:
+    """The share by which penalty, noise and census make a plain step longer; passes over `images` take turns."""
+    few = dataclasses.replace(data, train=first(data, images))
+    shared: dict[str, Any] = {"epochs": PASSES, "batch_size": batch, "lr": 0.01}
+    demp = config.Demp(**shared, lambda_peak=1e-4, prune_every="end")
+    steps, whole = steps_per_epoch(few.train, batch), steps_per_epoch(data.train, batch)
+    method = Demp(demp, data.train, Stopwatch(data.input_shape), seed=0, steps_per_epoch=steps)
+    loops = []
+    for section, one in ((config.Training(**shared), Plain(data.train)), (demp, method)):
+        torch.manual_seed(0)
+        network = build(model, num_classes=len(data.names), input_shape=data.input_shape).to(device)
+        loops.append(Loop(section, network, few, one, 0, History(None), Silent(), Compute(device)))
+    taken: list[list[float]] = [[], []]
+    for k in range(PASSES):
+        for i in (0, 1) if k % 2 == 0 else (1, 0):
+            taken[i].append(timed(lambda i=i, k=k: loops[i]._train_epoch(k), device))
+    census = [timed(lambda k=k: method._census(k), device) for k in range(3)]
+    plain_ms = 1e3 * statistics.median(taken[0][1:]) / steps
+    ratios = [b / a for a, b in zip(taken[0][1:], taken[1][1:], strict=True)]
+    step_pct = 100 * (statistics.median(ratios) - 1)
+    census_pct = 100 * 1e3 * statistics.median(census) / (plain_ms * whole)
+    return {
+        "measured": "own work", "network": model.name, "passes": PASSES - 1, "steps": steps, "batch": batch,
+        "plain_step_ms": plain_ms, "penalty_and_noise_pct": step_pct, "census_pct": census_pct,
+        "cost_pct": step_pct + census_pct, "cost_low_pct": 100 * (min(ratios) - 1) + census_pct,
+        "cost_high_pct": 100 * (max(ratios) - 1) + census_pct, "allowed_pct": ALLOWED_PCT[device.type],
+    }  # fmt: skip
+
+
+def first(data: Dataset, images: int) -> Any:
+    """The first images of the training split."""
+    split: Any = data.train
+    return dataclasses.replace(split, images=split.images[:images], labels=split.labels[:images])
+
+
+def timed(work: Any, device: torch.device) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def removals(model: config.Model, data: Dataset, device: str, threads: int, epochs: int, batch: int) -> list[Point]:
+    """Dense beside steered to 20 % of the weights, by way of the MACs that lead there."""
+    shared: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "lr": 0.05}
+    points: list[Point] = []
+    dense = config.Training(**shared)
+    demp = config.Demp(**shared, target=config.Target(macs=0.2, reached_at=0.4), prune_every="auto")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("dense", "demp"):
+            out = Path(folder) / name
+            out.mkdir()
+            task = Task(model, data, 0, threads, device, out, Silent())
+            start = time.perf_counter()
+            trained = train_dense(dense, task) if name == "dense" else train_demp(demp, task)
+            points.append(curve(name, model, trained, time.perf_counter() - start))
+    points[1]["time_ratio"] = points[1]["time_s"] / points[0]["time_s"]
+    points[1]["params_pct"] = 100 * points[1]["params"] / points[0]["params"]
+    return points
+
+
+def curve(name: str, model: config.Model, trained: Trained, seconds: float) -> Point:
+    """The whole training, and its epochs: steps a second against the epoch."""
+    rows = [json.loads(line) for line in trained.history.read_text("utf-8").splitlines()]
+    return {
+        "measured": "removals", "network": model.name, "training": name, "time_s": seconds, "epochs": len(rows),
+        "params": rows[-1]["params"], "macs": rows[-1]["macs"], "accuracy_pct": 100 * trained.accuracy,
+        "curve": [{"epoch": r["epoch"], "images_per_s": r["images_per_s"], "macs": r["macs"]} for r in rows],
+        "removals": [r for row in rows for r in row["removals"]],
+    }  # fmt: skip
+
+
+def missed(points: Sequence[Point]) -> list[str]:
+    """Promises that these points break."""
+    found = []
+    for p in points:
+        if p["measured"] == "own work" and p["cost_pct"] > p["allowed_pct"]:
+            found.append(f"{p['network']}: DemP's own work takes {p['cost_pct']:.1f} %, over {p['allowed_pct']:g}")
+        if p.get("time_ratio", 0) > ALLOWED_RATIO and p["params_pct"] <= 20:
+            found.append(f"{p['network']}: {p['time_ratio']:.2f} of the time of dense, over {ALLOWED_RATIO}")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=real_data.DEFAULT, help="folder of the data sets")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--images", type=int, default=6400, help="training images of the comparison of whole trainings")
+    parser.add_argument("--epochs", type=int, default=10, help="of the comparison of whole trainings")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    data = real_data.dataset("cifar10", given.data)
+    few = dataclasses.replace(data, train=first(data, given.images))
+    points = [own_work(config.Model(name="cifar:resnet20"), data, device, 1280, 128)]
+    points.append(own_work(config.Model(name="cifar:resnet18", args={"width": 16}), data, device, 1280, 128))
+    model = config.Model(name="cifar:resnet18", args={"width": 16})
+    points += removals(model, few, given.device, given.threads, given.epochs, 128)
+    document = {
+        "schema": 1,
+        "command": f"python -m benchmarks.training --out benchmarks/results/{given.out.name}",
+        "data": "CIFAR-10, images stored as JPEG of quality 75",
+        "environment": environment(),
+        "n": PASSES - 1,
+        "points": points,
+    }
+    write_json(given.out, document)
+    for text in (broken := missed(points)):
+        print(f"missed: {text}", file=sys.stderr)
+    return EXIT_GATE_FAILED if broken else EXIT_PASS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
