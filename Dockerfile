@@ -12,8 +12,6 @@ FROM ${BASE_IMAGE} AS runtime
 
 # Comma-separated extras of pyproject.toml. `gpu` adds pycuda, which is compiled with the base's nvcc; auto adds it where there is one.
 ARG EXTRAS=auto
-ARG VERSION=0.1.0
-ARG REVISION=unknown
 
 # The base decides the version (DL3008).
 # hadolint ignore=DL3008
@@ -50,12 +48,19 @@ WORKDIR /workspace
 COPY configs configs
 USER 10001
 
+# Declared here, because every RUN after an ARG is done again when its value changes, and a revision always does.
+ARG BASE_IMAGE
+ARG VERSION=0.1.0
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="demport" \
       org.opencontainers.image.description="Train a CNN with DemP, cut the dead channels out, export to ONNX and TensorRT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"
 
+# A command that ends has no service to ask. What can go bad under one that runs for hours is its installation, e.g. by a
+# volume mounted over it: the command line still starts from it.
 HEALTHCHECK --interval=60s --timeout=30s CMD ["demport", "--version"]
 ENTRYPOINT ["demport"]
 CMD ["--help"]

@@ -40,13 +40,22 @@ class Built:
         config: dict[str, Any] = inspected["Docker"]
         return config
 
-    def run(self, *arguments: str, volume: str | None = None, timeout_s: int = 900) -> subprocess.CompletedProcess[str]:
+    def run(
+        self,
+        *arguments: str,
+        entrypoint: Sequence[str] | None = None,
+        volumes: Sequence[str] = (),
+        user: str | None = None,
+        timeout_s: int = 900,
+    ) -> subprocess.CompletedProcess[str]:
         """What `docker run IMAGE ARGUMENTS` does; `buildah run` leaves the entry point to us."""
         config = self.config()["config"]
-        command = [*(config["Entrypoint"] or ()), *(arguments or config["Cmd"])]
-        mount = ["--volume", volume] if volume else []
-        options = ["run", "--isolation", "chroot", *mount, self.container, "--", *command]
-        return _buildah(self.store, *options, check=False, timeout_s=timeout_s)
+        first = (config["Entrypoint"] or ()) if entrypoint is None else entrypoint
+        options = [word for volume in volumes for word in ("--volume", volume)]
+        options += ["--user", user] if user else []
+        command = [*first, *(arguments or config["Cmd"])]
+        words = ["run", "--isolation", "chroot", *options, self.container, "--", *command]
+        return _buildah(self.store, *words, check=False, timeout_s=timeout_s)
 
     def shell(self, script: str) -> str:
         """Standard output of a script in the image, as its user."""

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from tests.container.builder import Built, built, missing
+from tests.container.builder import ROOT, Built, built, missing
 
 pytestmark = pytest.mark.container
+
+
+def short() -> str:
+    """The quickstart of a few epochs, so the gates on accuracy and speed are opened; engines are built as ever."""
+    document = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text("utf-8"))
+    document["dense"]["epochs"] = document["demp"]["epochs"] = 3
+    document["check"] = {"gates": {"max_accuracy_drop": 100, "min_speedup": 0}}
+    told: str = yaml.safe_dump(document)
+    return told
 
 
 def demand_builder() -> None:
@@ -34,13 +46,14 @@ def test_it_starts_demport_as_a_user_without_rights(image: Built) -> None:
     assert config["Entrypoint"] == ["demport"]
     assert config["User"] == "10001"
     assert config["Healthcheck"]["Test"][0] == "CMD"
-    assert "--version" in config["Healthcheck"]["Test"]
+    assert image.shell(" ".join(config["Healthcheck"]["Test"][1:])).startswith("demport ")
 
 
 def test_it_says_what_it_is_and_holds_no_tests_or_secrets(image: Built) -> None:
     labels = image.config()["config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == "demport"
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.base.name"] == "localhost/demport-base"
     found = image.shell(
         "ls -a /src /workspace; find / -xdev -name '*.key' -o -xdev -name '.env' | grep -v /etc/ssl || true"
     )
@@ -49,29 +62,49 @@ def test_it_says_what_it_is_and_holds_no_tests_or_secrets(image: Built) -> None:
 
 
 def test_help_and_doctor(image: Built) -> None:
-    helped, doctor = image.run("--help"), image.run("doctor")
+    helped, doctor = image.run("--help"), image.run("doctor", user="4242")  # as `docker run --user "$(id -u)"` does
     assert helped.returncode == 0 and "shrink" in helped.stdout
     assert doctor.returncode == 0, doctor.stderr
     assert "torch" in doctor.stdout and "onnxruntime" in doctor.stdout
 
 
-def test_the_quickstart_runs_to_its_report(image: Built, tmp_path: Path) -> None:
-    """A few epochs, so the gates on accuracy and speed are opened; engines are built as ever."""
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    runs.chmod(0o1777)
-    short = ["dense.epochs=3", "demp.epochs=3", "check.gates.max_accuracy_drop=100", "check.gates.min_speedup=0"]
-    sets = [word for one in short for word in ("--set", one)]
-    done = image.run("run", "configs/quickstart.yaml", *sets, volume=f"{runs}:/workspace/runs", timeout_s=900)
+def service(name: str) -> dict[str, Any]:
+    told = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"][name]
+    assert isinstance(told, dict)
+    return told
+
+
+def words_of(told: dict[str, Any], **variables: str) -> list[str]:
+    """A service's command with its variables, as compose fills them in."""
+
+    def fill(match: re.Match[str]) -> str:
+        return variables.get(match[1], match[2]) if match[1] else "$"
+
+    return [re.sub(r"\$\{(\w+):-([^}]*)\}|\$\$", fill, word) for word in told["command"]]
+
+
+def test_the_chain_of_compose(image: Built, tmp_path: Path) -> None:
+    """Pipeline and publish: the services' own commands one after the other, on two volumes."""
+    volumes = {name: tmp_path / name for name in ("runs", "serving")}
+    for folder in volumes.values():
+        folder.mkdir()
+        folder.chmod(0o1777)
+    (volumes["runs"] / "short.yaml").write_text(short())
+    mounts = [f"{folder}:/workspace/{name}" for name, folder in volumes.items()]
+    pipeline = service("pipeline")
+    entrypoint = [word.replace("$$", "$") for word in pipeline["entrypoint"]]
+    command = words_of(pipeline, CONFIG="runs/short.yaml")
+    done = image.run(*command, entrypoint=entrypoint, volumes=mounts, timeout_s=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "pass"
-    report = json.loads((runs / "quickstart" / "report.json").read_text("utf-8"))
+    report = json.loads((volumes["runs"] / "served" / "report.json").read_text("utf-8"))
     assert report["schema"] == 1
     assert {engine["flavour"] for engine in report["engines"]} == {"tensorrt_rtx"}
-    assert (runs / "quickstart" / "report.html").stat().st_uid == 10001
-    published = image.run("publish", "runs/quickstart", "runs/serving/models", volume=f"{runs}:/workspace/runs")
-    assert published.returncode == 0, published.stderr[-3000:]
-    assert (runs / "serving" / "models" / "quickstart_classify" / "config.pbtxt").is_file()
+    assert (volumes["runs"] / "served" / "report.html").stat().st_uid == 10001
+
+    done = image.run(*words_of(service("publish")), volumes=mounts)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (volumes["serving"] / "models" / "quickstart_classify" / "config.pbtxt").is_file()
 
 
 @pytest.mark.slow
