@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.export.graphs import conv_net
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -59,3 +64,20 @@ def test_the_search_finds_them() -> None:
         assert len(list(faults(wrong))) == 1, wrong
     for right in ("torch.load(x, weights_only=True)", "yaml.safe_load(x)", "subprocess.run([x])", "model.eval()"):
         assert list(faults(right)) == []
+
+
+def test_onnx_runtime_keeps_no_device_id(tmp_path: Path) -> None:
+    """Nor a database of events; without our switch it does, from 1.31 on."""
+    net = conv_net(tmp_path / "net.onnx")
+    (tmp_path / "home").mkdir()
+    env = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    code = f"from runtime import open_session; from pathlib import Path; open_session(Path({str(net)!r}), device='cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**env, "HOME": str(tmp_path / "home")},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [str(path) for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
