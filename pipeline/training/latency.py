@@ -50,10 +50,6 @@ class Stopwatch:
             seen = compare(sessions, feeds, min_blocks=10, time_limit_s=TIME_LIMIT_S * max(1, len(networks) / 2))
         return [row.p50_ms for row in seen.models]
 
-    def of(self, network: nn.Module) -> float:
-        """p50 of one network, ms. It is timed twice in turn, for two sessions of one file differ."""
-        return float(np.median(self.ms(network, network)))
-
     def slopes(self, state: TrainState, costs: Costs) -> dict[str, float]:
         """Name of each group -> ms that one of its channels takes: half of them cut out, timed beside the whole."""
         analysis = Analysis(state.anatomy.traced).run()

@@ -12,6 +12,7 @@ The averages, and which channels fade, lie in the optimizer's state: a removal s
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -32,6 +33,9 @@ from pipeline.training.state import TrainState
 PERIODS = 8
 LEARN_FIRST = 0.2
 """Share of the steps up to `reached_at` before the first channel fades."""
+SAME = 0.98
+"""Share of MACs from which on a network is taken to be the dense one."""
+SMALLEST = 0.01
 NEAR = 0.01
 """How near to the target a selection has to come, as a share of it."""
 MEMORY = 0.98
@@ -57,10 +61,12 @@ class Steering:
         total_steps: int,
         align: int,
         cost_of: Callable[[TrainState, Costs], Floats],
-        latency_of: Callable[[nn.Module], float] | None = None,
+        latencies_of: Callable[[nn.Module, nn.Module], tuple[float, float]] | None = None,
     ) -> None:
-        """`cost_of`: per class, what it costs; `latency_of`: ms of a network, needed for `target.latency_ms`."""
-        self._target, self._align, self._cost_of, self._latency_of = target, align, cost_of, latency_of
+        """`cost_of`: per class, what it costs; `latencies_of`: ms of two networks timed in turn, needed for
+        `target.latency_ms`."""
+        self._target, self._align, self._cost_of, self._latencies_of = target, align, cost_of, latencies_of
+        self._dense: nn.Module | None = None
         end = max(2, round(target.reached_at * total_steps))
         begin = min(end - 1, round(LEARN_FIRST * end))
         count = max(1, min(PERIODS, end - begin))
@@ -78,9 +84,11 @@ class Steering:
                 "macs": self._costs.macs(everything),
                 "channels": int(self._costs.members.sum()),
                 "widths": {g.name: len(g.classes) for g in self._costs.groups},
-                "latency_ms": None if self._latency_of is None else self._latency_of(state.network),
-                "macs_share": None,
+                "latency_ms": None,
             }
+            if self._latencies_of is not None:
+                self._dense = copy.deepcopy(state.network)
+                self._first["latency_ms"] = min(self._latencies_of(state.network, state.network))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -188,15 +196,24 @@ class Steering:
         return lambda left: self._costs.macs(left) / goal
 
     def _macs_share_for_latency(self) -> float:
-        """The share of MACs at which the latency should be the one asked for: from the dense network's latency and
-        that of the network as it is, on a straight line."""
-        assert self._latency_of is not None and self._target.latency_ms is not None
-        now_ms, now = self._latency_of(self._state.network), self._state.macs / self._first["macs"]
-        first_ms = self._first["latency_ms"]
-        slope = (first_ms - now_ms) / (1 - now) if now < 0.95 else first_ms
-        share = now - (now_ms - self._target.latency_ms) / max(slope, 1e-9)
-        self._first["macs_share"] = min(1.0, max(0.01, share))
-        return float(self._first["macs_share"])
+        """The share of MACs at which the latency should be the one asked for.
+
+        On the straight line from the dense network, of latency 1 and share 1, through the network as it is; that part
+        of the latency which does not depend on the MACs is not taken to be negative, nor to be most of it. Ratios,
+        from networks timed in turn: the machine may be faster today than it was when the training began.
+        """
+        assert self._target.latency_ms is not None
+        goal, now = self._target.latency_ms / self._first["latency_ms"], self._state.macs / self._first["macs"]
+        ratio = self.latency_ratio()
+        steepest = ratio / now
+        slope = (1 - ratio) / (1 - now) if now < SAME else steepest
+        return float(min(1.0, max(SMALLEST, now - (ratio - goal) / min(steepest, max(slope, steepest / 2)))))
+
+    def latency_ratio(self) -> float:
+        """Latency of the network as it is over that of the dense one."""
+        assert self._latencies_of is not None and self._dense is not None
+        dense_ms, now_ms = self._latencies_of(self._dense, self._state.network)
+        return now_ms / dense_ms
 
     def _alive_now(self) -> Flags:
         """Classes that have not faded."""
@@ -206,12 +223,14 @@ class Steering:
                 alive[pair.classes[pair.state[HELD].cpu().numpy() > 0]] = False
         return alive
 
-    def reached(self) -> dict[str, float | None]:
-        """Where the network stands: shares of MACs and channels of the dense network, without what has faded."""
+    def reached(self, last: bool) -> dict[str, float]:
+        """Where the network stands: shares of MACs and channels of the dense network, without what has faded; at the
+        last, its latency in ms too where that was asked for."""
         alive = self._alive_now()
         return {
             "macs": self._costs.macs(alive) / self._first["macs"],
             "channels": float(self._costs.members[alive].sum()) / self._first["channels"],
+            **({"latency_ms": self.latency_ratio() * self._first["latency_ms"]} if last and self._dense else {}),
         }
 
     def pressure(self, step: int, lr: float) -> float:

@@ -52,10 +52,12 @@ class Demp:
         self._steps_per_epoch, self._total = steps_per_epoch, section.epochs * steps_per_epoch
         self._span, self._stopwatch = section.span * self._total, stopwatch
         self._every = -(-self._total // REMOVALS) if section.prune_every == "auto" else section.prune_every
-        latency_of = stopwatch.of if section.target is not None and section.target.latency_ms is not None else None
+        timed = section.target is not None and section.target.latency_ms is not None
         self._steering: Steering | None = None
         if section.target is not None:
-            self._steering = Steering(section.target, self._total, align, self._cost, self._agreed(latency_of))
+            self._steering = Steering(
+                section.target, self._total, align, self._cost, self._latencies if timed else None
+            )
         self._first: dict[str, Any] = {}  # of the dense network: channels, widths of watched outputs, slopes
         self._last_census = -1  # step of it
         self._dead: dict[str, Tensor] | None = None
@@ -109,7 +111,7 @@ class Demp:
         steered: dict[str, Any] = {}
         if self._steering is not None:
             pressure = self._steering.pressure(step, learning_rate(self._section, step, self._steps_per_epoch))
-            steered = {"reached": self._steering.reached()}
+            steered = {"reached": self._steering.reached(last=epoch + 1 == self._section.epochs)}
         return {
             "lambda": pressure,
             "sigma": one_cycle(step, self._span, self._section.sigma_peak),
@@ -183,11 +185,10 @@ class Demp:
         device = self._scales[0].device
         return torch.as_tensor(flat / mean, dtype=torch.float32, device=device)
 
-    def _agreed(self, latency_of: Any) -> Any:
-        """What the first process measures, for all."""
-        if latency_of is None or self._ranks.world == 1:
-            return latency_of
-        return lambda network: self._ranks.agree(latency_of(network) if self._ranks.first else None)
+    def _latencies(self, one: nn.Module, other: nn.Module) -> tuple[float, float]:
+        """ms of both, as the first process measures them."""
+        first, second = self._ranks.agree(self._stopwatch.ms(one, other) if self._ranks.first else None)
+        return first, second
 
 
 def batch_norm_scales(model: nn.Module) -> list[Tensor]:
