@@ -121,7 +121,7 @@ def check_stage(work: Workspace, task: Task, *made: Done) -> Done:
             "device": task.device,
             "content": contents.of_check(task.config.check),
         },
-        code=2,
+        code=3,
     )
 
 

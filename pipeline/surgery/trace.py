@@ -29,9 +29,11 @@ COMPOSED = (
 )  # fmt: skip
 # Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
 SHAPE_KEPT = frozenset(
-    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid)
-    + (nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity)
-)
+    (
+        nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity,
+        nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid,
+    )
+)  # fmt: skip
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 

@@ -96,7 +96,7 @@ def test_a_full_disk_exits_2_with_the_path_and_the_space(
     assert cli.command_line([*arguments, "demp"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith(
-        f"error: {run}: no space left on the disk (0.5 MiB free); stage 20-demp needs at least 1.1 MiB"
+        f"error: {run}: no space left on the disk (0.5 MiB free); stage 20-demp needs at least 1.2 MiB"
     )
     assert [p.name for p in run.glob("*-*")] == ["10-dense"]
     (small_disk / "ballast").unlink()
