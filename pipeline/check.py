@@ -107,12 +107,14 @@ def check(
     progress: Progress,
     masked: nn.Module | None = None,
     images: Images = NO_IMAGES,
+    target: Gate | None = None,
 ) -> Checked:
     """Measure both networks and write `out`/check.json, and `out`/worst with images.
 
     `masked` is the network that compact was cut from; `graphs` maps "onnx", "simplified" and lower precisions ("fp16")
     to the two files; `max_abs_diff` is the surgery's. ONNX Runtime uses CUDA only where its build has it. Engines that
-    do not run here are null with the reason. Raises UserError where a graph does not load or the split is empty.
+    do not run here are null with the reason. `target` judges where a steered training landed. Raises UserError where a
+    graph does not load or the split is empty.
     """
     networks: dict[str, nn.Module] = {"dense": dense, "compact": compact} | ({"masked": masked} if masked else {})
     metric = own_metric(section.metric)
@@ -130,6 +132,7 @@ def check(
     ruling = verdict([
         *_accuracy_gates(section, difference, losses, models),
         *_other_gates(section, gated, max_abs_diff, engines),
+        *([] if target is None else [target]),
     ])  # fmt: skip
     limit_pp = section.gates.max_accuracy_drop
     broken = next(((hop, drop) for hop, drop in losses if drop > limit_pp), None)

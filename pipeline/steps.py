@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.training.stage import Trained
     from pipeline.workspace import Done
     from runtime.backend import DeviceName
+    from runtime.gate import Gate
 
 Data = Callable[[], "Dataset"]
 """The data set, read when it is first asked for."""
@@ -168,6 +169,7 @@ def check(
     from pipeline.exporting import CastGraphs, Engines, Exported, Role, SimplifiedGraphs
     from pipeline.hops import Images
     from pipeline.surgery.stage import Cut
+    from pipeline.training.stage import Trained
 
     first, second, lower = exported.result(Exported), simplified.result(SimplifiedGraphs), casts.result(CastGraphs)
     graphs: dict[str, dict[Role, Path]] = {
@@ -175,18 +177,39 @@ def check(
         "simplified": {"dense": second.dense.path, "compact": second.compact.path},
         **{name: {"dense": lower.dense[name].path, "compact": lower.compact[name].path} for name in lower.dense},
     }
-    data = task.data()
+    data, networks = task.data(), (dense_network(task, trained), compact_network(cut))
     return stage.check(
         task.config.check,
-        dense=dense_network(task, trained),
+        dense=networks[0],
         masked=dense_network(task, demp),
         images=Images(data.names, data.mean, data.std),
-        compact=compact_network(cut),
+        compact=networks[1],
         graphs=graphs,
         engines=engines.result(Engines).engines,
         test=data.test,
         max_abs_diff=cut.result(Cut).max_abs_diff,
+        target=landing(task, demp.result(Trained), cut.result(Cut), networks),
         device=task.device,
         out=out,
         progress=task.progress,
+    )
+
+
+def landing(task: Task, trained: Trained, cut: Cut, networks: tuple[nn.Module, nn.Module]) -> Gate | None:
+    """Whether a steered training landed where it was told to, by the network that surgery left; None without a
+    target."""
+    from runtime.gate import target_gate
+    from runtime.macs import macs
+
+    target = task.config.demp.target
+    if target is None:
+        return None
+    if target.macs is not None:
+        dense, compact = (macs(network, task.data().input_shape) for network in networks)
+        return target_gate("share of MACs", target.macs, compact / dense)
+    if target.channels is not None:
+        return target_gate("share of channels", target.channels, cut.channels_after / cut.channels_before)
+    assert target.latency_ms is not None and trained.reached is not None
+    return target_gate(
+        f"batch {target.batch} on {target.backend}", target.latency_ms, trained.reached["latency_ms"], " ms"
     )

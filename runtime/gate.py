@@ -18,6 +18,10 @@ Status = Literal["pass", "fail", "inconclusive"]
 _WORST_FIRST: tuple[Status, ...] = ("fail", "inconclusive", "pass")
 
 
+TARGET_TOLERANCE = 0.03
+"""How far off a target a steered training may land, as a share of it."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """`value` against `limit`, in the unit that `reason` names; both null where there is nothing to compare."""
@@ -75,6 +79,15 @@ def non_inferiority_gate(difference: PairedAccuracy | None, margin_pp: float, mi
     status: Status = "pass" if high <= margin_pp else "fail" if low > margin_pp else "inconclusive"
     hint = f"; {difference.n} images cannot tell: give more, or a wider margin" if status == "inconclusive" else ""
     return Gate(name, status, high, margin_pp, told + hint)
+
+
+def target_gate(what: str, asked: float, reached: float, unit: str = "") -> Gate:
+    """target: where a steered training was told to land; within TARGET_TOLERANCE of it. value and limit are shares of
+    the dense network, or ms."""
+    off = reached / asked - 1
+    side = "over" if off > 0 else "under"
+    told = f"{what} {reached:.3g}{unit}, asked for {asked:.3g}{unit}: {100 * abs(off):.1f} % {side}"
+    return Gate("target", "pass" if abs(off) <= TARGET_TOLERANCE else "fail", reached, asked, told)
 
 
 def hops_gate(drops: Sequence[tuple[str, float]], limit_pp: float) -> Gate:

@@ -14,6 +14,7 @@ from runtime.gate import (
     metric_gate,
     non_inferiority_gate,
     speedup_gate,
+    target_gate,
     verdict,
 )
 from runtime.latency import Speedup
@@ -136,3 +137,18 @@ def test_a_metric_of_ones_own() -> None:
     gate = metric_gate("f1", 0.9, 0.8, 0.03)
     assert gate.status == "fail" and gate.value == pytest.approx(0.1) and "0.8 against 0.9" in gate.reason
     assert metric_gate("f1", None, 0.8, 0.03, "not measured").status == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reached", "status", "told"),
+    [
+        (0.35, 0.36, "pass", "share of MACs 0.36, asked for 0.35: 2.9 % over"),
+        (0.35, 0.3395, "pass", "share of MACs 0.34, asked for 0.35: 3.0 % under"),
+        (0.35, 0.338, "fail", "share of MACs 0.338, asked for 0.35: 3.4 % under"),
+        (0.35, 0.42, "fail", "share of MACs 0.42, asked for 0.35: 20.0 % over"),
+    ],
+)
+def test_a_target_is_met_within_three_percent(asked: float, reached: float, status: str, told: str) -> None:
+    gate = target_gate("share of MACs", asked, reached)
+    assert (gate.name, gate.status, gate.value, gate.limit) == ("target", status, reached, asked)
+    assert gate.reason == told
