@@ -1,0 +1,202 @@
+"""DemP beside what users have: the same data, the same training budget, MACs and latency of the final networks.
+
+    python -m benchmarks.methods --out benchmarks/results/methods.cpu.json
+
+Each run is one method, one share of MACs and one seed: `dense`; `narrow`, a dense network built small from the start;
+`demp plain` and `demp macs`, the penalty at several strengths; `steered` to the share, by importance per channel, per
+MACs and per latency; `slimming` and `group norm`, torch-pruning's BN-scale and group-norm pruners, sparse training for
+half of the budget, then pruned, then fine-tuned. All take the same number of steps. Runs that the file has already are
+not made again; `--limit-s` begins no run after so many seconds (exit 3). `speedup` is from a paired comparison with the
+dense network, ONNX Runtime, batch 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import real_data
+from export.files import write_json
+from pipeline import config
+from pipeline.data import Dataset
+from pipeline.models import build
+from pipeline.progress import Silent
+from pipeline.training.latency import Stopwatch
+from pipeline.training.loop import accuracy_of, steps_per_epoch
+from pipeline.training.repeatable import derived_seed
+from pipeline.training.schedule import one_cycle
+from pipeline.training.stage import Task, train_demp, train_dense, trained_network
+from runtime.device import environment
+from runtime.errors import EXIT_INCONCLUSIVE, EXIT_PASS
+from runtime.macs import macs
+
+MODEL, WIDTH, BLOCKS = "demo:resnet", 16, 2
+SHARES = (0.2, 0.35)
+STRENGTHS = {"plain": (0.003, 0.01), "macs": (0.003, 0.01)}
+Point = dict[str, Any]
+Case = tuple[str, float, int]  # method, share of MACs or strength, seed
+
+
+def cases(seeds: Sequence[int]) -> list[Case]:
+    """Seed by seed, so that what is there is comparable whenever it ends."""
+    made: list[Case] = []
+    for seed in seeds:
+        made.append(("dense", 1.0, seed))
+        for share in SHARES:
+            made += [(name, share, seed) for name in ("narrow", "steered plain", "steered macs", "steered latency")]
+            made += [(name, share, seed) for name in ("slimming", "group norm")]
+        made += [(f"demp {cost}", strength, seed) for cost, all_ in STRENGTHS.items() for strength in all_]
+    return made
+
+
+def trained_by(case: Case, data: Dataset, epochs: int, threads: int, folder: Path) -> nn.Module:
+    """The final network of a case, compact, in eval mode."""
+    method, amount, seed = case
+    shared: dict[str, Any] = {"epochs": epochs, "batch_size": 128, "lr": 0.1, "augment": "crop_flip"}
+    if method in ("slimming", "group norm"):
+        return pruned_by_peer(method, amount, seed, data, shared, threads)
+    width = narrow_width(amount, data) if method == "narrow" else WIDTH
+    model = model_of(width)
+    task = Task(model, data, seed, threads, "cpu", folder, Silent())
+    if method in ("dense", "narrow"):
+        return trained_network(model, data, train_dense(config.Training(**shared), task))
+    _, cost = method.split()
+    if method.startswith("steered"):
+        asked: dict[str, Any] = {"target": config.Target(macs=amount)}
+    else:
+        asked = {"lambda_peak": amount}
+    section = config.Demp.model_validate({**shared, "cost": cost, **asked})
+    return trained_network(model, data, train_demp(section, task))
+
+
+def model_of(width: int) -> config.Model:
+    return config.Model(name=MODEL, args={"width": width, "blocks": BLOCKS})
+
+
+def narrow_width(share: float, data: Dataset) -> int:
+    """The width whose network has the share of MACs that is nearest to the one asked for."""
+
+    def of(width: int) -> int:
+        return macs(build(model_of(width), num_classes=len(data.names), input_shape=data.input_shape), data.input_shape)
+
+    whole = of(WIDTH)
+    return min(range(2, WIDTH), key=lambda width: abs(of(width) / whole - share))
+
+
+def pruned_by_peer(
+    method: str, share: float, seed: int, data: Dataset, shared: dict[str, Any], threads: int
+) -> nn.Module:
+    """torch-pruning as its documentation has it: regularised training, pruning to the share of MACs, fine-tuning."""
+    import torch_pruning as tp
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(derived_seed(seed, "init"))
+    network = build(model_of(WIDTH), num_classes=len(data.names), input_shape=data.input_shape)
+    example = torch.zeros(1, *data.input_shape)
+    last = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    importance = (
+        tp.importance.BNScaleImportance() if method == "slimming" else tp.importance.GroupMagnitudeImportance(p=2)
+    )
+    kind = tp.pruner.BNScalePruner if method == "slimming" else tp.pruner.GroupNormPruner
+    strength = {"reg": 1e-4} if method == "slimming" else {"reg": 5e-4}
+    steps = 50
+    pruner = kind(
+        network, example, importance, global_pruning=True, pruning_ratio=1.0, max_pruning_ratio=0.9,
+        iterative_steps=steps * 4, ignored_layers=last, **strength,
+    )  # fmt: skip
+    half = shared["epochs"] // 2
+    fit(network, data, seed, half, 0, shared, pruner)
+    whole = macs(network, data.input_shape)
+    while macs(network, data.input_shape) > 1.01 * share * whole:
+        pruner.step()
+    fit(network, data, seed, shared["epochs"] - half, half, shared, None)
+    return network.eval()
+
+
+def fit(
+    network: nn.Module, data: Dataset, seed: int, epochs: int, first: int, shared: dict[str, Any], pruner: Any
+) -> None:
+    """Epochs of SGD with a cycle of their own; with a pruner its regularisation in every step."""
+    batch, lr = shared["batch_size"], shared["lr"]
+    steps = steps_per_epoch(data.train, batch)
+    optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=5e-4, fused=True)
+    if pruner is not None:
+        pruner.update_regularizer()
+    network.train()
+    step = 0
+    for epoch in range(first, first + epochs):
+        for x, y in data.train.batches(batch, seed=seed, epoch=epoch, augment=shared["augment"]):
+            for group in optimizer.param_groups:
+                group["lr"] = one_cycle(step, epochs * steps, lr)
+            optimizer.zero_grad()
+            torch.autograd.backward(F.cross_entropy(network(x), y))
+            if pruner is not None:
+                pruner.regularize(network)
+            optimizer.step()
+            step += 1
+
+
+def measured(case: Case, data: Dataset, epochs: int, threads: int) -> Point:
+    """One run: accuracy on the whole test split, MACs, latency beside the dense network's, time."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        network = trained_by(case, data, epochs, threads, Path(folder))
+    seconds = time.perf_counter() - start
+    dense = build(model_of(WIDTH), num_classes=len(data.names), input_shape=data.input_shape)
+    dense_ms, own_ms = Stopwatch(data.input_shape, 32, threads=threads).ms(dense, network)
+    count = macs(network, data.input_shape)
+    method, amount, seed = case
+    return {
+        "method": method, "amount": amount, "seed": seed, "epochs": epochs,
+        "accuracy_pct": 100 * accuracy_of(network, data.test), "macs": count,
+        "macs_pct": 100 * count / macs(dense, data.input_shape),
+        "params": sum(p.numel() for p in network.parameters()), "batch_32_p50_ms": own_ms,
+        "speedup": dense_ms / own_ms, "training_s": seconds,
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="results file; added to where it exists")
+    parser.add_argument("--data", type=Path, default=real_data.DEFAULT, help="folder of the data sets")
+    parser.add_argument("--set", dest="name", default="cifar10", help="cifar10 or fashion_mnist")
+    parser.add_argument("--side", type=int, default=16, help="images are averaged down to this many pixels")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit-s", type=float, default=float("inf"))
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    data = real_data.dataset(given.name, given.data, given.side)
+    points: list[Point] = json.loads(given.out.read_text("utf-8"))["points"] if given.out.is_file() else []
+    end = time.monotonic() + given.limit_s
+    for case in cases(given.seeds):
+        if any((p["method"], p["amount"], p["seed"]) == case for p in points):
+            continue
+        if time.monotonic() > end:
+            return EXIT_INCONCLUSIVE
+        points.append(measured(case, data, given.epochs, given.threads))
+        told = points[-1]
+        figures = f"{told['accuracy_pct']:.2f} %, {told['macs_pct']:.1f} % of the MACs, {told['training_s']:.0f} s"
+        print(f"{case}: {figures}", file=sys.stderr)
+        write_json(given.out, {
+            "schema": 1,
+            "command": f"python -m benchmarks.methods --out benchmarks/results/{given.out.name}",
+            "data": f"{given.name}, {given.side}x{given.side}, {given.epochs} epochs",
+            "environment": environment(), "n": len(points), "points": points,
+        })  # fmt: skip
+    return EXIT_PASS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
