@@ -82,6 +82,10 @@ def test_commands_of_the_guides_parse(file: str, line: str) -> None:
         context = command.make_context(words[1], words[2:])
         assert context.args == []
         assert context.info_name == words[1]
+    elif words[0] == "torchrun":
+        module = words.index("-m")
+        assert words[module + 1] == "pipeline.cli"
+        test_commands_of_the_guides_parse(file, shlex.join(["demport", *words[module + 2 :]]))
     else:
         assert words[0] in ("demport", "docker", "python", "pip", "curl", "trtexec", "tritonserver"), f"{file}: {line}"
         assert len(words) > 1

@@ -97,7 +97,8 @@ def look(
     assert "CONSOLE" not in done.stderr, done.stderr
     found: list[dict[str, Any]] = json.loads(title[1].replace("&quot;", '"'))
     assert len(found) == len(views)
-    return found
+    order = [view["width"] for view in views]  # frames load in any order
+    return sorted(found, key=lambda one: order.index(one["width"]))
 
 
 def fits(found: list[dict[str, Any]], images: int) -> None:
