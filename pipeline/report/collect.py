@@ -118,6 +118,7 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
     return {
         **{f"channels_{when}": certificate["channels"][when] for when in ("before", "dead", "after")},
         "removed_in_training": (certificate.get("training") or {}).get("removed", 0),
+        "removal_rel_diff": (certificate.get("training") or {}).get("max_rel_diff"),
         "max_abs_diff": record["result"]["max_abs_diff"],
         "evidence": {kind: sum(group[kind] for group in groups) for kind in ("by_proof", "by_measurement")},
         **{name: certificate[name] for name in CERTIFIED},

@@ -61,6 +61,8 @@ def function(report: Report) -> Row:
     answer = "Yes, while what was measured dead stays dead" if cut.law.held else "Yes, by proof from the weights"
     if cut.evidence is not None and cut.evidence.by_proof == cut.evidence.by_measurement == 0:
         answer = "Yes: nothing was cut after training"
+        if cut.removal_rel_diff is not None:
+            answer = f"Yes: cut during training, where no cut changed more than {numbers.small(cut.removal_rel_diff)}"
     if any(gate.name == "max_abs_diff" and gate.status == "fail" for gate in report.verdict.gates):
         answer = "In float64 only: in float32 the difference is beyond its limit"
     more = [

@@ -96,6 +96,9 @@ class Surgery(Reasoned):
     channels_dead: int | None
     channels_after: int | None
     removed_in_training: int = Field(default=0, description="Channels that the training cut out as they died.")
+    removal_rel_diff: float | None = Field(
+        default=None, description="Largest relative float64 difference that a removal during training made."
+    )
     max_abs_diff: float | None = Field(
         description="Largest fp32 difference of compact from dense with removed held at 0."
     )

@@ -128,7 +128,11 @@ def count_from_the_first(told: dict[str, Any], before: Plan | None, trained: Tra
         return
     removed = [r for row in _rows(trained.history) for r in row["removals"]]
     gone = sum(r["channels"] for r in removed)
-    told["training"] = {"removed": gone, "removals": removed}
+    told["training"] = {
+        "removed": gone,
+        "max_rel_diff": max((r["max_rel_diff"] for r in removed), default=0.0),
+        "removals": removed,
+    }
     for key in ("before", "dead"):
         told["channels"][key] += gone
     for row in told["layers"]:

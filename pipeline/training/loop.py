@@ -116,17 +116,19 @@ class Loop:
 
     def _remove(self, dead: Any, x: Tensor) -> None:
         """Cut the dead channels out; a network that cannot be cut while it trains stays whole, and that is told."""
-        start, before = time.perf_counter(), self.state
+        start, before, difference = time.perf_counter(), self.state, 0.0
         if self.whole is None and before.anatomy.dead_count(dead):
             try:
-                self.state = without(before, dead, x, self.data.input_shape, self.compute, self.align)
+                self.state, difference = without(before, dead, x, self.data.input_shape, self.compute, self.align)
             except UserError as error:
                 self.whole = error.found
                 self.progress.note(f"dead channels stay until the end: {self.whole}")
         self.method.bind(self.state)
         if self.state is not before:
             self._train_mode()
-            self.history.removed(removal_of(before, self.state, self.step, start, self.history.images_per_s))
+            self.history.removed(
+                removal_of(before, self.state, difference, self.step, start, self.history.images_per_s)
+            )
         self.history.begin()
 
     def _end_epoch(self, epoch: int) -> float:

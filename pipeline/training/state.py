@@ -45,6 +45,8 @@ class Removal:
     left: int
     params: int
     macs: int
+    max_rel_diff: float
+    """Of the network cut from the one before, and of its next step from that one's; float64, relative."""
     seconds: float
     images_per_s_before: float | None
     images_per_s_after: float | None = None
@@ -62,8 +64,9 @@ def state_of(network: nn.Module, optimizer: Optimizer, shape: tuple[int, ...], c
 
 def without(
     state: TrainState, dead: Mapping[str, Tensor], x: Tensor, shape: tuple[int, ...], compute: Compute, align: int = 1
-) -> TrainState:
-    """The state with the dead channels cut out of network and optimizer; the same where none can go.
+) -> tuple[TrainState, float]:
+    """The state with the dead channels cut out of network and optimizer, and how much the cut changed (`max_rel_diff`);
+    the same where none can go.
 
     x: images (N >= 2, C, H, W) of a training batch; a channel that learns from the first WITNESSES of them stays.
     `align`: dead channels stay up to this multiple, per group of layers, for surgery to decide on. Raises UserError
@@ -72,14 +75,17 @@ def without(
     witnesses = compute.ranks.same(x[:WITNESSES].clone())
     made = shrink_training(state.network, (witnesses,), state.optimizer.inner, dead, align=align)
     if made.compact.certificate["channels"]["after"] == made.compact.certificate["channels"]["before"]:
-        return state
+        return state, 0.0
     network = compute.placed(made.compact.model)
     torch.compiler.reset()  # what was compiled for the old widths is of no use any more
-    return state_of(network, over(state.optimizer, made.optimizer), shape, compute)
+    difference = max(made.compact.certificate["law"]["max_rel_diff"], made.step_rel_diff or 0.0)
+    return state_of(network, over(state.optimizer, made.optimizer), shape, compute), difference
 
 
-def removal_of(before: TrainState, after: TrainState, step: int, start: float, images_per_s: float | None) -> Removal:
+def removal_of(
+    before: TrainState, after: TrainState, difference: float, step: int, start: float, images_per_s: float | None
+) -> Removal:
     """What a removal that began at `start` (time.perf_counter) did."""
     left = after.anatomy.channels
     gone = before.anatomy.channels - left
-    return Removal(step, gone, left, after.params, after.macs, time.perf_counter() - start, images_per_s)
+    return Removal(step, gone, left, after.params, after.macs, difference, time.perf_counter() - start, images_per_s)
