@@ -103,7 +103,8 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
     names = ("channels_before", "channels_dead", "channels_after", "max_abs_diff")
     if certificate is None or record is None:
         reasons = dict.fromkeys(
-            (*names, "evidence", "confirmation", "change", "law", "alignment"), f"stage {SURGERY} was not run"
+            (*names, "removal_rel_diff", "evidence", "confirmation", "change", "law", "alignment"),
+            f"stage {SURGERY} was not run",
         )
         return {**dict.fromkeys(reasons), "layers": [], "folded": [], "frozen": [], "reasons": reasons}
     groups = certificate["groups"]
@@ -113,6 +114,8 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
         "alignment": "surgery.align is set, so nothing was tried",
     }
     reasons = {name: why for name, why in unasked.items() if certificate[name] is None}
+    if not certificate.get("training"):
+        reasons["removal_rel_diff"] = "nothing was cut out during training"
     if certificate["change"]["train"] is None:
         reasons["change.train"] = "what was removed is constant on every training image"
     return {
