@@ -58,6 +58,7 @@ class Loop:
         self.method.bind(self.state)
         self.step = 0
         self.whole: str | None = None  # why nothing can be removed before the end
+        self._silent: set[str] = set()  # outputs that were told to be dead as a whole
         self._saved_at = time.monotonic()
 
     def run(self) -> float:
@@ -145,6 +146,9 @@ class Loop:
             **figures,
         })  # fmt: skip
         self._save()
+        for name in set(row.get("silent", ())) - self._silent:
+            self.progress.note(f"every channel of {name} is dead: one stays")
+        self._silent |= set(row.get("silent", ()))
         text = f"epoch {row['epoch']}/{self.section.epochs}  accuracy {100 * accuracy:.2f} %"
         if row.get("dead") is not None:
             text += f"  dead {row['dead']}/{row['channels']}"

@@ -68,7 +68,12 @@ class Demp:
         self._noise = Noise(state.network)
         self._scales = batch_norm_scales(state.network)
         if not self._first:
-            self._first = {"channels": self._anatomy.channels, "widths": dict(self._anatomy.watch), "slopes": None}
+            self._first = {
+                "channels": self._anatomy.channels,
+                "widths": dict(self._anatomy.watch),
+                "slopes": None,
+                "silent": [],
+            }
         self._weights = self._weights_of_scales()
         if self._steering is not None:
             self._steering.bind(state)
@@ -146,16 +151,20 @@ class Demp:
         some = itertools.islice(shuffled, section.census_batches)
         self._dead = census(self._anatomy, (x for x, _ in some), ranks)
         self._last_census = step
+        silent = {name for name, mask in self._dead.items() if bool(mask.all())}
+        self._first["silent"] = sorted(silent.union(self._first["silent"]))
         self._noise.spare(self._anatomy.live_masks(self._dead))
 
     def _counts(self) -> dict[str, Any]:
-        """Dead channels, removed ones included, of those of the dense network."""
+        """Dead channels, removed ones included, of those of the dense network; `silent`: outputs that were dead as a
+        whole in some census, of which one channel stays."""
         channels, gone = self._first["channels"], self._first["channels"] - self._anatomy.channels
         if self._dead is None:
-            return {"dead": None, "channels": channels, "dead_by_layer": None}
+            return {"dead": None, "channels": channels, "dead_by_layer": None, "silent": []}
         widths = self._first["widths"]
         by_layer = {n: int(mask.sum()) + widths[n] - len(mask) for n, mask in self._dead.items() if n in widths}
-        return {"dead": gone + self._anatomy.dead_count(self._dead), "channels": channels, "dead_by_layer": by_layer}
+        dead = gone + self._anatomy.dead_count(self._dead)
+        return {"dead": dead, "channels": channels, "dead_by_layer": by_layer, "silent": self._first["silent"]}
 
     def _cost(self, state: TrainState, costs: Costs) -> Floats:
         """Per class, in the unit of `cost`."""

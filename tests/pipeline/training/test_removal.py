@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline import config
 from pipeline.data import load
+from pipeline.models import build, save_weights
 from pipeline.progress import Silent
 from pipeline.surgery import anatomy
 from pipeline.surgery.align import Timing
@@ -164,3 +165,19 @@ def test_units_of_a_state_are_those_of_its_network() -> None:
     again = anatomy(state.network, (torch.zeros(2, *SHAPE),))
     assert state.anatomy.watch == again.watch
     assert state.macs == macs(state.network, SHAPE)
+
+
+def test_a_layer_that_dies_as_a_whole_keeps_one_channel_and_that_is_told(tmp_path: Path) -> None:
+    network = build(MODEL, num_classes=10, input_shape=SHAPE)
+    with torch.no_grad():
+        network.get_parameter("layer1.0.bn1.weight").zero_()
+        network.get_parameter("layer1.0.bn1.bias").fill_(-1.0)
+    save_weights(network, tmp_path / "start.safetensors")
+    model = MODEL.model_copy(update={"weights": str(tmp_path / "start.safetensors")})
+    progress = Recorder()
+    run = trained(tmp_path / "out", model, progress, epochs=2, prune_every=7, lambda_peak=1e-6)
+    assert "every channel of layer1_0_relu1 is dead: one stays" in progress.notes
+    assert run.plan is not None
+    assert len(read_plan(run.plan).layers["layer1.0.conv1.weight"]) == 1
+    rows = [json.loads(line) for line in run.history.read_text().splitlines()]
+    assert rows[-1]["silent"] == ["layer1_0_relu1"]

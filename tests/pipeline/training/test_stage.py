@@ -72,7 +72,7 @@ def test_demp_leaves_a_census_that_agrees_with_its_history(tmp_path: Path, digit
     assert trained.census is not None
     dead = load_census(trained.census)
     last = list(rows(trained))[-1]
-    assert last.keys() == FIGURES | {"lambda", "sigma", "dead", "channels", "dead_by_layer"}
+    assert last.keys() == FIGURES | {"lambda", "sigma", "dead", "channels", "dead_by_layer", "silent"}
     widths = dict.fromkeys(("relu", "layer1_0_relu1", "layer1_0_relu2"), 4)
     widths |= dict.fromkeys(("layer2_0_relu1", "layer2_0_relu2"), 8) | dict.fromkeys(
         ("layer3_0_relu1", "layer3_0_relu2"), 16
