@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,18 +44,22 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def filled(text: str, results: Path = RESULTS) -> str:
-    """`text` with every table written anew; UserError where no point has a key."""
+def filled(text: str, folder: Path = ROOT, results: Path = RESULTS) -> str:
+    """`text` of a document in `folder` with every table written anew; UserError where no point has a key."""
 
     def block(match: re.Match[str]) -> str:
         start, name, keys, _, end = match.groups()
-        return f"{start}{table(results / f'{name}.json', [key.strip() for key in keys.split(',')])}{end}"
+        path = results / f"{name}.json"
+        return f"{start}{table(path, [key.strip() for key in keys.split(',')], os.path.relpath(path, folder))}{end}"
 
     return BLOCK.sub(block, text)
 
 
-def table(path: Path, keys: Sequence[str]) -> str:
-    """A Markdown table of the points of a results file, and under it where they were measured; or that nothing was."""
+def table(path: Path, keys: Sequence[str], link: str) -> str:
+    """A Markdown table of the points of a results file, and under it where they were measured; or that nothing was.
+
+    `link` leads from the document to the file.
+    """
     try:
         document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -71,7 +76,7 @@ def table(path: Path, keys: Sequence[str]) -> str:
         rows.setdefault(tuple(point.get(name) for name in names), []).append(point)
     lines = [[heading(key) for key in keys], ["---" if key in names else "--:" for key in keys]]
     lines += [[cell(key, row) for key in keys] for row in rows.values()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{origin(document, path)}\n"
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{origin(document, path.name, link)}\n"
 
 
 def heading(key: str) -> str:
@@ -95,18 +100,17 @@ def number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def origin(document: Mapping[str, Any], path: Path) -> str:
+def origin(document: Mapping[str, Any], name: str, link: str) -> str:
     """One line: n, device, versions, command, file."""
     environment = document["environment"]
     machine = ", ".join(environment.get("gpus") or [f"{environment['cpu']}, {environment['cores']} cores"])
     versions = environment.get("versions", {})
     told = ", ".join(
-        f"{name} {versions[name]}"
-        for name in ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13")
-        if name in versions
+        f"{package} {versions[package]}"
+        for package in ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13")
+        if package in versions
     )
-    link = f"[{path.name}](benchmarks/results/{path.name})"
-    return f"n = {document['n']}; {machine}; {told}; `{document['command']}`; {link}."
+    return f"n = {document['n']}; {machine}; {told}; `{document['command']}`; [{name}]({link})."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,12 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=main.__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
-    stale = [path for path in documents() if path.is_file() and filled(text := path.read_text("utf-8")) != text]
-    for path in stale:
+    texts = {path: path.read_text("utf-8") for path in documents() if path.is_file()}
+    stale = {path: new for path, text in texts.items() if (new := filled(text, path.parent)) != text}
+    for path, text in stale.items():
         print(f"{path.relative_to(ROOT)}: {'not current' if check else 'written'}")
         if not check:
             with replacing(path) as temporary:
-                temporary.write_text(filled(path.read_text("utf-8")), encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8")
     return EXIT_GATE_FAILED if check and stale else EXIT_PASS
 
 

@@ -35,7 +35,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_rows_are_means_with_ranges(results: Path) -> None:
-    lines = tables.filled(TEXT, results).splitlines()
+    lines = tables.filled(TEXT, results.parent, results).splitlines()
     assert lines[2] == "| method | accuracy, % | p50, ms | macs |"
     assert lines[3] == "| --- | --: | --: | --: |"
     assert lines[4] == "| dense | 99.5 | 1.831 | 20,000,000 |"
@@ -43,21 +43,27 @@ def test_rows_are_means_with_ranges(results: Path) -> None:
     assert lines[6] == "| a\\|b |  |  |  |"
     assert lines[8] == (
         "n = 3 runs; Example CPU, 2 cores; torch 2.15.0; `python -m benchmarks.few`; "
-        "[few.cpu.json](benchmarks/results/few.cpu.json)."
+        f"[few.cpu.json]({results.name}/few.cpu.json)."
     )
 
 
 def test_text_around_a_table_stays_and_filling_twice_changes_nothing(results: Path) -> None:
-    once = tables.filled(TEXT, results)
+    once = tables.filled(TEXT, results, results)
     assert once.startswith("before\n") and once.endswith("<!-- end of results -->\nafter\n") and "old" not in once
-    assert tables.filled(once, results) == once
+    assert tables.filled(once, results, results) == once
+
+
+def test_the_link_leads_from_the_document_to_the_file(results: Path) -> None:
+    guide = results.parent / "guides"
+    line = tables.filled(TEXT, guide, results)
+    assert f"[few.cpu.json](../{results.name}/few.cpu.json)" in line
 
 
 def test_a_missing_file_or_key_is_named(results: Path) -> None:
-    missing = tables.filled(TEXT.replace("few.cpu", "none.cpu"), results)
+    missing = tables.filled(TEXT.replace("few.cpu", "none.cpu"), results, results)
     assert "Not measured yet: `python -m benchmarks.none` writes none.cpu.json." in missing and "|" not in missing
     with pytest.raises(UserError, match=r"no point has `p51_ms`; expected one of .*'p50_ms'"):
-        tables.filled(TEXT.replace("p50_ms", "p51_ms"), results)
+        tables.filled(TEXT.replace("p50_ms", "p51_ms"), results, results)
 
 
 def test_documents_are_current(capsys: pytest.CaptureFixture[str]) -> None:
