@@ -1,8 +1,8 @@
 """One network, one tool, one process: cut dead channels out, and measure time, memory and the law.
 
 The task is the same for every tool: a torchvision network in which three channels in ten are dead at every layer of
-whatever kind, always those whose index ends in 2, 5 or 8. So layers of one width agree, as the members of a residual
-stream must. A tool is asked to remove what it finds dead, or 30 % of the channels where it has to be told how many.
+whatever kind (`benchmarks.networks`). A tool is asked to remove what it finds dead, or 30 % of the channels where it
+has to be told how many.
 """
 
 from __future__ import annotations
@@ -23,91 +23,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from benchmarks.networks import CLASSES, SIDE, build, kill
+
 RATIO = 0.3
-SIDE = 224
 SHORT_S = 2.0  # a cut faster than this is done three times, and the median counts
-CLASSES = 1000
 LAW = 1e-4  # of what another image changes, float64
 MIB = 2**20
 Point = dict[str, Any]
 Holds = Callable[[nn.Module], nn.Module]
 Done = tuple[nn.Module, Holds]
 """The compact network, and what makes of the dense one the network it must equal."""
-
-
-def dead_indices(width: int) -> Tensor:
-    """Which of `width` channels are dead, bool (width,)."""
-    return torch.tensor([i % 10 in (2, 5, 8) for i in range(width)])
-
-
-def build(name: str) -> nn.Module:
-    """A torchvision classification network in eval mode with random weights whose activations stay near 1."""
-    from torchvision.models import get_model
-
-    more = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with without_initialisation():
-        model = get_model(name, **more)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for module in model.modules():
-            fill(module)
-        if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
-            settle(model)
-    return model.eval()  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def without_initialisation() -> Iterator[None]:
-    """Constructors leave weights as they are in memory: filling those of the largest networks takes half a minute."""
-    with contextlib.ExitStack() as stack:
-        for function in dir(nn.init):
-            if function.endswith("_") and not function.startswith("_"):
-                stack.enter_context(mock.patch.object(nn.init, function, lambda tensor, *_, **__: tensor))
-        yield
-
-
-def fill(module: nn.Module) -> None:
-    """Weights of mean square 2 / fan-in, norms near 1, everything else small."""
-    for name, parameter in module.named_parameters(recurse=False):
-        if name.endswith("weight") and parameter.dim() > 1:
-            parameter.normal_(0.0, (2.0 / parameter[0].numel()) ** 0.5)
-        elif name == "weight":
-            parameter.uniform_(0.5, 1.5)
-        else:
-            parameter.uniform_(-0.1, 0.1)
-
-
-def settle(model: nn.Module) -> None:
-    """Running statistics as a small random batch has them, so that no layer swamps the next."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    momentum = [m.momentum for m in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.train()(torch.randn(2, 3, SIDE, SIDE))
-    for norm, value in zip(norms, momentum, strict=True):
-        norm.momentum = value
-
-
-@torch.no_grad()
-def kill(model: nn.Module) -> None:
-    """Zero what makes the dead channels: rows of weights, scales and shifts, and the embeddings of tokens."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.shape[0] in (1, CLASSES):
-                continue  # one channel, or the classes
-            if name in ("in_proj_weight", "in_proj_bias"):
-                parameter[dead_indices(parameter.shape[0] // 3).repeat(3)] = 0.0
-            elif name in ("weight", "bias"):
-                parameter[dead_indices(parameter.shape[0])] = 0.0
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] in ("class_token", "pos_embedding"):
-            parameter[..., dead_indices(parameter.shape[-1])] = 0.0
 
 
 class Removed:

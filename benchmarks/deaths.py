@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cutting import build
+from benchmarks.networks import build
 from export.files import write_json
 from export.onnx_from_torch import onnx_from_torch
 from runtime.backend import Session, open_session

@@ -5,46 +5,72 @@
 Each run is one method, one share of MACs and one seed: `dense`; `narrow`, a dense network built small from the start;
 `demp plain` and `demp macs`, the penalty at several strengths; `steered` to the share, by importance per channel, per
 MACs and per latency; `slimming` and `group norm`, torch-pruning's BN-scale and group-norm pruners, sparse training for
-half of the budget, then pruned, then fine-tuned. All take the same number of steps. Runs that the file has already are
-not made again; `--limit-s` begins no run after so many seconds (exit 3). `speedup` is from a paired comparison with the
-dense network, ONNX Runtime, batch 32.
+half of the budget, then pruned, then fine-tuned. All take the same number of steps. OTO (only_train_once 3.0.1) cannot
+be imported beside torch 2.15 and is left out. Runs that the file has already are not made again; `--limit-s` begins no
+run after so many seconds (exit 3). When all are there, each final network is timed in turn with the dense one of its
+seed: ONNX Runtime, one thread, batch 32.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import real_data
 from export.files import write_json
+from export.onnx_from_torch import onnx_from_torch
 from pipeline import config
 from pipeline.data import Dataset
 from pipeline.models import build
 from pipeline.progress import Silent
-from pipeline.training.latency import Stopwatch
 from pipeline.training.loop import accuracy_of, steps_per_epoch
 from pipeline.training.repeatable import derived_seed
 from pipeline.training.schedule import one_cycle
 from pipeline.training.stage import Task, train_demp, train_dense, trained_network
+from runtime.backend import open_session
 from runtime.device import environment
 from runtime.errors import EXIT_INCONCLUSIVE, EXIT_PASS
+from runtime.latency import compare
 from runtime.macs import macs
 
 MODEL, WIDTH, BLOCKS = "demo:resnet", 16, 2
 SHARES = (0.2, 0.35)
 STRENGTHS = {"plain": (0.003, 0.01), "macs": (0.003, 0.01)}
+BATCH, OPSET = 32, 18
 Point = dict[str, Any]
 Case = tuple[str, float, int]  # method, share of MACs or strength, seed
+
+
+@dataclass(frozen=True)
+class Given:
+    """The command line."""
+
+    out: Path
+    work: Path
+    data: Path
+    name: str
+    side: int
+    seeds: tuple[int, ...]
+    epochs: int
+    workers: int
+    limit_s: float
 
 
 def cases(seeds: Sequence[int]) -> list[Case]:
@@ -146,56 +172,98 @@ def fit(
             step += 1
 
 
-def measured(case: Case, data: Dataset, epochs: int, threads: int) -> Point:
-    """One run: accuracy on the whole test split, MACs, latency beside the dense network's, time."""
-    start = time.perf_counter()
+@functools.cache
+def data_of(given: Given) -> Dataset:
+    return real_data.dataset(given.name, given.data, given.side)
+
+
+def trained(case: Case, given: Given) -> Point:
+    """One run in a process of its own: accuracy on the whole test split, MACs, time; leaves the network as ONNX."""
+    torch.set_num_threads(1)
+    data, start = data_of(given), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        network = trained_by(case, data, epochs, threads, Path(folder))
+        network = trained_by(case, data, given.epochs, 1, Path(folder))
     seconds = time.perf_counter() - start
     dense = build(model_of(WIDTH), num_classes=len(data.names), input_shape=data.input_shape)
-    dense_ms, own_ms = Stopwatch(data.input_shape, 32, threads=threads).ms(dense, network)
-    count = macs(network, data.input_shape)
-    method, amount, seed = case
-    return {
-        "method": method, "amount": amount, "seed": seed, "epochs": epochs,
+    count, (method, amount, seed) = macs(network, data.input_shape), case
+    point = {
+        "method": method, "amount": amount, "seed": seed, "epochs": given.epochs,
         "accuracy_pct": 100 * accuracy_of(network, data.test), "macs": count,
         "macs_pct": 100 * count / macs(dense, data.input_shape),
-        "params": sum(p.numel() for p in network.parameters()), "batch_32_p50_ms": own_ms,
-        "speedup": dense_ms / own_ms, "training_s": seconds,
+        "params": sum(p.numel() for p in network.parameters()), "training_s": seconds,
+    }  # fmt: skip
+    path, example = given.work / graph_name(point), torch.zeros(2, *data.input_shape)
+    onnx_from_torch(network.eval(), example, path, opset=OPSET, max_abs_diff=math.inf, metadata={})
+    return point
+
+
+def graph_name(point: Point) -> str:
+    return f"{point['method']}-{point['amount']}-{point['seed']}.onnx".replace(" ", "-")
+
+
+def timed(point: Point, dense: Point, given: Given) -> Point:
+    """The point with its latency beside that of the dense network, timed in turn."""
+    with ExitStack() as stack:
+        paths = (given.work / graph_name(dense), given.work / graph_name(point))
+        sessions = [stack.enter_context(closing(open_session(path, device="cpu", threads=1))) for path in paths]
+        shape = (BATCH, *data_of(given).input_shape)
+        feed = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        seen = compare(sessions, [{s.inputs[0].name: feed} for s in sessions], min_blocks=10, time_limit_s=5.0)
+    first, own = seen.models
+    return point | {"batch_32_p50_ms": own.p50_ms, "speedup": first.p50_ms / own.p50_ms}
+
+
+def document(given: Given, points: Sequence[Point]) -> dict[str, Any]:
+    seeds = " ".join(str(seed) for seed in sorted({p["seed"] for p in points}))
+    options = f"--set {given.name} --side {given.side} --epochs {given.epochs} --seeds {seeds}"
+    return {
+        "schema": 1,
+        "command": f"python -m benchmarks.methods --out benchmarks/results/{given.out.name} {options}",
+        "data": f"{given.name}, averaged down to {given.side}x{given.side}; {given.epochs} epochs",
+        "environment": environment(), "n": len(points), "points": list(points),
     }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def arguments_of(arguments: Sequence[str] | None) -> Given:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="results file; added to where it exists")
+    parser.add_argument("--work", type=Path, default=Path("build/methods"), help="folder for the final networks")
     parser.add_argument("--data", type=Path, default=real_data.DEFAULT, help="folder of the data sets")
     parser.add_argument("--set", dest="name", default="cifar10", help="cifar10 or fashion_mnist")
     parser.add_argument("--side", type=int, default=16, help="images are averaged down to this many pixels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit-s", type=float, default=float("inf"))
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    data = real_data.dataset(given.name, given.data, given.side)
+    parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
+    parser.add_argument("--limit-s", type=float, default=math.inf)
+    told = vars(parser.parse_args(arguments))
+    return Given(**{**told, "seeds": tuple(told["seeds"])})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = arguments_of(arguments)
+    given.work.mkdir(parents=True, exist_ok=True)
     points: list[Point] = json.loads(given.out.read_text("utf-8"))["points"] if given.out.is_file() else []
+    there = {(p["method"], p["amount"], p["seed"]) for p in points}
+    missing = [case for case in cases(given.seeds) if case not in there]
     end = time.monotonic() + given.limit_s
-    for case in cases(given.seeds):
-        if any((p["method"], p["amount"], p["seed"]) == case for p in points):
-            continue
-        if time.monotonic() > end:
-            return EXIT_INCONCLUSIVE
-        points.append(measured(case, data, given.epochs, given.threads))
-        told = points[-1]
-        figures = f"{told['accuracy_pct']:.2f} %, {told['macs_pct']:.1f} % of the MACs, {told['training_s']:.0f} s"
-        print(f"{case}: {figures}", file=sys.stderr)
-        write_json(given.out, {
-            "schema": 1,
-            "command": f"python -m benchmarks.methods --out benchmarks/results/{given.out.name}",
-            "data": f"{given.name}, {given.side}x{given.side}, {given.epochs} epochs",
-            "environment": environment(), "n": len(points), "points": points,
-        })  # fmt: skip
+    with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
+        for point in pool.map(functools.partial(unless_late, given, end), missing):
+            if point is None:
+                return EXIT_INCONCLUSIVE
+            points.append(point)
+            write_json(given.out, document(given, points))
+            figures = (
+                f"{point['accuracy_pct']:.2f} %, {point['macs_pct']:.1f} % of the MACs, {point['training_s']:.0f} s"
+            )
+            print(f"{point['method']} {point['amount']:g} seed {point['seed']}: {figures}", file=sys.stderr)
+    dense = {p["seed"]: p for p in points if p["method"] == "dense"}
+    points = [p if "speedup" in p else timed(p, dense[p["seed"]], given) for p in points]
+    write_json(given.out, document(given, points))
     return EXIT_PASS
+
+
+def unless_late(given: Given, end: float, case: Case) -> Point | None:
+    return trained(case, given) if time.monotonic() < end else None
 
 
 if __name__ == "__main__":

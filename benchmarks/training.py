@@ -41,6 +41,7 @@ from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
 
 ALLOWED_PCT = {"cpu": 5.0, "cuda": 3.0}
 ALLOWED_RATIO = 0.7
+ALLOWED_PARAMS_PCT = 20
 PASSES = 9
 """Of which the first warms up."""
 Point = dict[str, Any]
@@ -126,8 +127,10 @@ def missed(points: Sequence[Point]) -> list[str]:
     for p in points:
         if p["measured"] == "own work" and p["cost_pct"] > p["allowed_pct"]:
             found.append(f"{p['network']}: DemP's own work takes {p['cost_pct']:.1f} %, over {p['allowed_pct']:g}")
-        if p.get("time_ratio", 0) > ALLOWED_RATIO and p["params_pct"] <= 20:
+        if p.get("time_ratio", 0) > ALLOWED_RATIO:
             found.append(f"{p['network']}: {p['time_ratio']:.2f} of the time of dense, over {ALLOWED_RATIO}")
+        if p.get("params_pct", 0) > ALLOWED_PARAMS_PCT:
+            found.append(f"{p['network']}: ends at {p['params_pct']:.1f} % of the weights, over {ALLOWED_PARAMS_PCT}")
     return found
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,10 +13,11 @@ from runtime.errors import UserError
 
 from .engine_schema import with_proofs
 from .graph_schema import graphs
+from .reading import Json, Told, damaged, read_json
 from .schema import Report
-from .view import Epoch, Source
+from .training_view import read_history
+from .view import Source
 
-Json = Mapping[str, Any]
 DENSE, DEMP, SURGERY, ENGINE, CHECK, PUBLISH = (
     "10-dense", "20-demp", "30-surgery", "60-engine", "70-check", "80-publish"
 )  # fmt: skip
@@ -26,11 +25,11 @@ DENSE, DEMP, SURGERY, ENGINE, CHECK, PUBLISH = (
 
 def collect(run: Path) -> Source:
     """Everything the report shows of the run folder `run`; UserError where it holds no stage or a file is damaged."""
-    records = {name: _read_json(run / name / "stage.json") for name in STAGES if (run / name).is_dir()}
+    records = {name: read_json(run / name / "stage.json") for name in STAGES if (run / name).is_dir()}
     if not records:
         raise UserError(f"{run}: no finished stage", "expected a run folder", "run `demport run` first")
-    check = _read_json(run / CHECK / "check.json") if CHECK in records else None
-    certificate = _read_json(run / SURGERY / "certificate.json") if SURGERY in records else None
+    check = read_json(run / CHECK / "check.json") if CHECK in records else None
+    certificate = read_json(run / SURGERY / "certificate.json") if SURGERY in records else None
     surgery = _surgery(certificate, records.get(SURGERY))
     config = load_config(run / CONFIG) if (run / CONFIG).exists() else None
     document = {
@@ -55,12 +54,12 @@ def collect(run: Path) -> Source:
         report = Report.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        _damaged(run, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        damaged(run, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     gates = config.check if config else None
     return Source(
         report,
-        _history(run / DENSE),
-        _history(run / DEMP),
+        read_history(run / DENSE),
+        read_history(run / DEMP),
         gates.gate_batch if gates else None,
         _samples(check) if check else {},
         run / CHECK,
@@ -162,7 +161,7 @@ def _published(records: dict[str, Told]) -> dict[str, Any] | None:
             "current": all(now.get(stage) == digest for stage, digest in record["upstream"].items()),
         }
     except (KeyError, TypeError, AttributeError) as error:
-        _damaged(record.path, f"{type(error).__name__}: {error}")
+        damaged(record.path, f"{type(error).__name__}: {error}")
 
 
 def _environment(records: dict[str, Told]) -> Json:
@@ -173,41 +172,3 @@ def _environment(records: dict[str, Told]) -> Json:
 def _stage(name: str, record: Json | None) -> dict[str, Any]:
     keys = ("seconds", "fingerprint", "device", "seed", "command")
     return {"folder": name, "status": "done" if record else "not run", **{key: (record or {}).get(key) for key in keys}}
-
-
-def _history(folder: Path) -> list[Epoch]:
-    """The epochs of a training; [] where it did not run."""
-    path = folder / "history.jsonl"
-    if not path.exists():
-        return []
-    names = ("epoch", "loss", "accuracy", "lr", "seconds", "dead", "channels")
-    try:
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        return [Epoch(**{name: line.get(name) for name in names}) for line in lines]
-    except (OSError, ValueError, AttributeError) as error:
-        _damaged(path, str(error))
-
-
-class Told(dict[str, Any]):
-    """A JSON object that was read from `path`; asked for a key it lacks, it says so as a UserError."""
-
-    def __init__(self, path: Path, content: Json) -> None:
-        super().__init__(content)
-        self.path = path
-
-    def __missing__(self, key: str) -> NoReturn:
-        _damaged(self.path, f"lacks `{key}`")
-
-
-def _read_json(path: Path) -> Told:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        _damaged(path, str(error))
-    if not isinstance(value, dict):
-        _damaged(path, "not an object")
-    return Told(path, value)
-
-
-def _damaged(path: Path, why: str) -> NoReturn:
-    raise UserError(f"{path}: {why}", "expected what `demport run` writes", "run the stage again with --redo")

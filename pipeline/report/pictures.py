@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from . import plots, speed_plots, speed_view
 from .schema import ModelFigures, Report
 from .speed_schema import Why
-from .view import Epoch, Source, headline_latency, latency_rows, wilson
-
-
-def training_picture(source: Source) -> plots.Picture | None:
-    trainings: list[tuple[str, plots.Role, Sequence[Epoch]]] = [
-        ("dense", "dense", source.dense),
-        ("DemP", "compact", source.demp),
-    ]
-    curves = [_curve(*training) for training in trainings if any(epoch.accuracy is not None for epoch in training[2])]
-    return plots.training(curves) if curves else None
+from .view import Source, headline_latency, latency_rows, wilson
 
 
 def accuracy_picture(report: Report) -> plots.Picture | None:
@@ -101,18 +90,6 @@ def layers_picture(why: Why) -> plots.Picture:
 
 def _models(report: Report) -> tuple[tuple[plots.Role, ModelFigures], ...]:
     return ("dense", report.models.dense), ("compact", report.models.compact)
-
-
-def _curve(label: str, role: plots.Role, epochs: Sequence[Epoch]) -> plots.Curve:
-    return plots.Curve(
-        label=label,
-        role=role,
-        epochs=[epoch.epoch for epoch in epochs],
-        accuracy=[float("nan") if epoch.accuracy is None else 100 * epoch.accuracy for epoch in epochs],
-        dead=[
-            None if epoch.dead is None or not epoch.channels else 100 * epoch.dead / epoch.channels for epoch in epochs
-        ],
-    )
 
 
 def _percent(interval: tuple[float, float] | None) -> tuple[float | None, float | None]:

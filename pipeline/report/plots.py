@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -52,17 +51,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One training: `epochs`, test accuracy in percent, and percent of the channels dead (None where not counted)."""
-
-    label: str
-    role: Role
-    epochs: Sequence[int]
-    accuracy: Sequence[float]
-    dead: Sequence[float | None]
-
-
-@dataclass(frozen=True)
 class Span:
     """A measured value with its 95 % interval (None: no interval known), on a row of a dot plot."""
 
@@ -71,33 +59,6 @@ class Span:
     value: float
     low: float | None
     high: float | None
-
-
-def training(curves: Sequence[Curve]) -> Picture:
-    """Test accuracy over epochs, and under it the share of dead channels where one was counted."""
-    deaths = [curve for curve in curves if any(value is not None for value in curve.dead)]
-
-    def draw(figure: Figure, colours: dict[str, str]) -> None:
-        rows = figure.subplots(
-            2 if deaths else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2] if deaths else [1]
-        )
-        top: Axes = rows[0, 0]
-        for curve in curves:
-            top.plot(curve.epochs, curve.accuracy, color=colours[curve.role], label=curve.label, marker=_marker(curve))
-        top.set_ylabel("test accuracy, %")
-        top.set_ylim(bottom=_floor(curves))
-        top.legend(loc="lower right")
-        for curve in deaths:
-            dead = [float("nan") if value is None else value for value in curve.dead]
-            rows[1, 0].plot(curve.epochs, dead, color=colours["dead"], marker=_marker(curve))
-            rows[1, 0].set_ylabel("dead channels, %")
-            rows[1, 0].set_ylim(0, max(rows[1, 0].get_ylim()[1], 5))
-        rows[-1, 0].set_xlabel("epoch")
-        rows[-1, 0].xaxis.get_major_locator().set_params(integer=True)
-
-    return picture(
-        draw, height_in=3.9 if deaths else 2.4, alt="Test accuracy and dead channels over the epochs of training."
-    )
 
 
 def intervals(
@@ -135,16 +96,6 @@ def _offset(span: Span, spans: Sequence[Span]) -> float:
     if len({other.role for other in spans if other.row == span.row}) < 2:
         return 0.0
     return -0.14 if span.role == "dense" else 0.14
-
-
-def _floor(curves: Sequence[Curve]) -> float | None:
-    """The lowest accuracy after a quarter of the epochs, so that the first climb does not flatten the rest."""
-    later = [value for curve in curves for value in curve.accuracy[len(curve.accuracy) // 4 :] if math.isfinite(value)]
-    return max(0.0, min(later) - 0.2 * (max(later) - min(later))) if later and max(later) > min(later) else None
-
-
-def _marker(curve: Curve) -> str:
-    return "o" if len(curve.epochs) == 1 else ""
 
 
 def picture(draw: Callable[[Figure, dict[str, str]], None], *, height_in: float, alt: str) -> Picture:

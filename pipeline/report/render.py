@@ -15,7 +15,7 @@ from export.files import write_json
 from pipeline.files import write_text
 from runtime.errors import UserError
 
-from . import accuracy_view, numbers, pictures, speed_view, view
+from . import accuracy_view, numbers, pictures, speed_view, training_view, view
 from .collect import DEMP, DENSE, ENGINE, collect
 from .engine_schema import proven
 from .glance import glance
@@ -79,16 +79,6 @@ def environment() -> jinja2.Environment:
 def context(source: view.Source) -> dict[str, Any]:
     """What the templates name."""
     report = source.report
-    histories = [
-        {
-            "label": label,
-            "file": f"{folder}/history.jsonl",
-            "epochs": epochs,
-            "deaths": any(e.dead is not None for e in epochs),
-        }
-        for label, folder, epochs in (("Dense", DENSE, source.dense), ("DemP", DEMP, source.demp))
-        if epochs
-    ]
     return {
         "report": report,
         "css": Markup((HERE / "report.css").read_text("utf-8")),
@@ -116,19 +106,37 @@ def context(source: view.Source) -> dict[str, Any]:
         "engines_alike": view.engines_alike(report),
         "images": report.accuracy_difference.n if report.accuracy_difference else None,
         "widest": max((layer.before for layer in report.surgery.layers), default=1),
-        "histories": histories,
+        "histories": histories(source),
+        "demp": source.demp,
+        "moments": training_view.moments(source.demp),
+        "layer_rows": training_view.layer_rows(source.demp),
         "checked": bool(report.verdict.gates),
         "engines_done": any(stage.folder == ENGINE and stage.status == "done" for stage in report.stages),
         "certificate": view.certificate(report),
         "alignment": tried(report),
         "environment": list(_rows(report.environment)),
-        "training_picture": pictures.training_picture(source),
+        "training_picture": training_view.accuracy_picture(source.dense, source.demp),
+        "course_picture": training_view.course_picture(source.dense, source.demp),
+        "deaths_picture": training_view.layers_picture(source.demp),
         "accuracy_picture": pictures.accuracy_picture(report),
         "speedup_picture": pictures.speedup_picture(report),
         "share_picture": pictures.share_picture(source),
         "distribution_picture": pictures.distribution_picture(source),
         "sweep_picture": pictures.sweep_picture(source),
     }
+
+
+def histories(source: view.Source) -> list[dict[str, Any]]:
+    """The trainings that ran, with what their tables need."""
+    return [
+        {
+            "label": label,
+            "file": f"{folder}/history.jsonl",
+            "epochs": epochs,
+        }
+        for label, folder, epochs in (("Dense", DENSE, source.dense), ("DemP", DEMP, source.demp))
+        if epochs
+    ]
 
 
 def shares(source: view.Source) -> list[tuple[str, str, str]]:

@@ -95,7 +95,7 @@ def layers(bars: Sequence[Bar]) -> Picture:
         axes.barh(rows + 0.19, [bar.compact for bar in ordered], 0.34, color=colours["compact"])
         floors = [bar.floor for bar in ordered]
         axes.vlines(floors, rows + 0.0, rows + 0.38, color=colours["dead"], linewidth=1.6)
-        axes.set_yticks(rows, [_short(bar.layer) for bar in ordered])
+        axes.set_yticks(rows, [short(bar.layer) for bar in ordered])
         axes.set_ylim(len(ordered) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -159,5 +159,5 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return inside[::step] or [2.0 ** round(log2((low * high) ** 0.5))]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     return name if len(name) <= 22 else f"...{name[-20:]}"

@@ -9,19 +9,7 @@ from pathlib import Path
 from . import numbers
 from .schema import Report
 from .speed_schema import Latency
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A line of history.jsonl; `dead` and `channels` are None for a training that counts no deaths."""
-
-    epoch: int
-    loss: float | None
-    accuracy: float | None
-    lr: float | None
-    seconds: float | None
-    dead: int | None
-    channels: int | None
+from .training_view import Epoch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import Tensor, fx
 
 from pipeline.surgery.labels import Field, Ids, Labels
 from pipeline.surgery.ledger import Ledger
-from pipeline.surgery.trace import OPAQUE, Traced
+from pipeline.surgery.trace import Traced
+from pipeline.surgery.tracer import OPAQUE
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.copies import deep_copy
-from pipeline.surgery.trace import OPAQUE, Traced, erase_unread
+from pipeline.surgery.trace import Traced, erase_unread
+from pipeline.surgery.tracer import OPAQUE
 from runtime.errors import UserError
 
 

@@ -39,6 +39,7 @@ class History:
     rows: list[dict[str, Any]] = field(default_factory=list)
     images_per_s: float | None = None
     """Of the last window."""
+    _window_loss: float | None = None
     _losses: list[Tensor] = field(default_factory=list)
     _loss_sum: float = 0.0
     _steps: int = 0
@@ -71,12 +72,19 @@ class History:
                 r if r.images_per_s_after is not None else dataclasses.replace(r, images_per_s_after=self.images_per_s)
                 for r in self._removals
             ]
+            self._window_loss = float(values.mean())
             self._loss_sum += float(values.sum())
             self._steps += len(values)
             self._images += images
             self._seconds += took
             self._losses = []
         self.begin()
+
+    def window_text(self) -> str:
+        """Loss and speed of the last window, for the progress; "" before the first."""
+        if self._window_loss is None or self.images_per_s is None:
+            return ""
+        return f"  loss {self._window_loss:.3g}  {self.images_per_s:,.0f} images/s"
 
     def removed(self, removal: Removal) -> None:
         self._removals.append(removal)

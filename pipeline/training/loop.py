@@ -59,6 +59,7 @@ class Loop:
         self.step = 0
         self.whole: str | None = None  # why nothing can be removed before the end
         self._silent: set[str] = set()  # outputs that were told to be dead as a whole
+        self._told = ""  # of the last epoch, while the next one runs
         self._saved_at = time.monotonic()
 
     def run(self) -> float:
@@ -89,7 +90,7 @@ class Loop:
             closes = self.history.window_is_full or ends or dead is not None
             if closes:
                 self.history.end_window(min(section.batch_size, len(self.data.train)), epoch)
-                self.progress.update(self.step)
+                self.progress.update(self.step, self._told + self.history.window_text())
             if dead is not None:
                 self._remove(dead, x)
             if closes and not ends:
@@ -152,7 +153,8 @@ class Loop:
         text = f"epoch {row['epoch']}/{self.section.epochs}  accuracy {100 * accuracy:.2f} %"
         if row.get("dead") is not None:
             text += f"  dead {row['dead']}/{row['channels']}"
-        self.progress.update(self.step, text)
+        self._told = text
+        self.progress.update(self.step, self._told + self.history.window_text())
         return accuracy
 
     def _train_mode(self) -> None:

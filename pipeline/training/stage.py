@@ -43,7 +43,8 @@ class Trained:
     """Of the channels removed during the training; None where none was."""
     history: Path
     """JSON lines, one an epoch: epoch, loss, accuracy, lr, seconds, images_per_s, macs, params, removals; of DemP also
-    lambda, sigma, dead, channels, dead_by_layer as of the last census, and with a target where it stands."""
+    lambda, sigma, channels and those dead (as of the last census) and removed, also by layer, and with a target where
+    it stands."""
     census: Path | None
     """safetensors: watched output -> uint8, 1 = dead in the last census; DemP only."""
     accuracy: float

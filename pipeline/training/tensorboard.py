@@ -24,7 +24,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder))
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Scalars under their names; `dead_by_layer` and `channels_by_layer` under theirs, by layer."""
+        """Scalars under their names; what is told by layer as `dead_by_layer/conv1` and so on."""
         epoch = int(row["epoch"])
         for name, value in scalars(row).items():
             self._writer.add_scalar(name, value, epoch)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.cutting import Removed, dead_indices, kill, timed, verdict
+from benchmarks.cutting import Removed, timed, verdict
+from benchmarks.networks import dead_indices, kill
 from benchmarks.surgery import promises, row_of, summary
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from export import manifest
 from export.preflight import preflight
-from export.served import Model, Sources, copy_versions
+from export.served import NAME, Model, Sources, copy_versions, safe_name
 from runtime.errors import UserError
 from tests.export.engines import stand_in
 
@@ -47,3 +49,11 @@ def test_a_manifest_of_other_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"net\.engine has the SHA-256 .* as recorded"):
         copy_versions(Model("net", {1: engine}), tmp_path / "net", sources)
     assert manifest.read(engine).sha256 != manifest.read(other).sha256
+
+
+@given(st.text())
+def test_any_text_has_a_safe_name(text: str) -> None:
+    name = safe_name(text)
+    assert NAME.fullmatch(name)
+    assert Path("folder", name).resolve().parent == Path("folder").resolve()
+    assert safe_name(name) == name

@@ -1,86 +1,21 @@
-"""The run folder with small stages of our own: skipping, re-running, kills at every point, locks, full disks."""
+"""The run folder with small stages of our own: skipping, re-running, locks."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline import files, stage_record, workspace
-from pipeline.workspace import Done, Workspace, is_run, open_workspace
+from pipeline import stage_record
+from pipeline.workspace import Done, is_run
 from runtime.errors import UserError
-from tests.conftest import REPOSITORY
-
-
-@dataclass(frozen=True)
-class Part:
-    path: Path
-    size: int
-
-
-@dataclass(frozen=True)
-class Made:
-    text: Path
-    extra: Path | None
-    number: float
-    parts: tuple[Part, ...]
-    by_name: dict[str, Path]
-
-
-@contextlib.contextmanager
-def opened(folder: Path, *redo: str) -> Iterator[tuple[Workspace, list[str]]]:
-    said: list[str] = []
-    facts = {"device": "cpu", "seed": 0}
-    with open_workspace(
-        folder, say=said.append, facts=lambda: facts, command=lambda name: f"repeat {name}", redo=frozenset(redo)
-    ) as work:
-        yield work, said
-
-
-def writer(text: str) -> Callable[[Path], Made]:
-    def write(out: Path) -> Made:
-        (out / "sub").mkdir()
-        (out / "text").write_text(text)
-        (out / "sub" / "part").write_text(text * 2)
-        part = out / "sub" / "part"
-        return Made(out / "text", None, 0.5, (Part(part, 2 * len(text)),), {"a": part})
-
-    return write
-
-
-def line(
-    folder: Path, *redo: str, a: int = 1, b: int = 1, content: str = "x", first: str = "one"
-) -> tuple[list[Done], list[str]]:
-    """Two independent stages and one that depends on both."""
-    with opened(folder, *redo) as (work, said):
-        options: dict[str, Any] = {"code": 1, "versions": {"lib": "1.0"}}
-        inputs = {"dense": {"lr": a}, "content": {"data": content}}
-        dense = work.stage("10-dense", writer(first), inputs=inputs, **options)
-        demp = work.stage("20-demp", writer("two"), inputs={"demp": {"lr": b}}, **options)
-        onnx = work.stage("40-onnx", writer("three"), inputs={}, upstream=[dense, demp], **options)
-    return [dense, demp, onnx], said
-
-
-def ran(done: list[Done]) -> list[bool]:
-    return [stage.ran for stage in done]
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+from tests.pipeline.small_stages import Made, Part, line, opened, ran, snapshot, writer
 
 
 def test_a_stage_leaves_its_files_and_says_how_to_repeat_it(tmp_path: Path) -> None:
@@ -238,74 +173,6 @@ def test_an_interrupted_stage_leaves_nothing(tmp_path: Path, interruption: type[
     assert ran(line(tmp_path)[0]) == [True] * 3
 
 
-CHILD = """
-    import os, signal, sys
-    from pathlib import Path
-    from tests.pipeline.test_workspace import line
-    from pipeline import files, stage_record, workspace
-    from export import files as single
-
-    point, folder, b = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    calls = 0
-
-    def before(owner, name, count):
-        original = getattr(owner, name)
-        def wrapped(*arguments, **options):
-            global calls
-            calls += 1
-            if calls == count:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **options)
-        setattr(owner, name, wrapped)
-
-    owner, name, count = {
-        "work": (Path, "write_text", 2),
-        "record": (stage_record, "write_json", 1),
-        "sync": (files, "sync_tree", 1),
-        "first rename": (Path, "rename", 1),
-        "second rename": (Path, "rename", 2),
-        "removal of the old": (files, "remove", 2 * len(workspace.STAGES) + 1),  # after those of the repair
-        "half of the old removed": (os, "unlink", 2 * len(workspace.STAGES) + 3),
-    }[point]
-    before(owner, name, count)
-    line(folder, b=b)
-"""
-
-
-@pytest.mark.parametrize(
-    "point",
-    ["work", "record", "sync", "first rename", "second rename", "removal of the old", "half of the old removed"],
-)
-@pytest.mark.parametrize("again", [False, True], ids=["first run", "replacing"])
-def test_kill_9_at_any_point_leaves_a_folder_the_next_run_completes(tmp_path: Path, point: str, again: bool) -> None:
-    """The stage under way is lost at most: a complete one is kept, an old one that was being replaced comes back."""
-    if again:
-        line(tmp_path)
-    code = textwrap.dedent(CHILD)
-    child = subprocess.run(
-        [sys.executable, "-c", code, point, str(tmp_path), "2"], cwd=REPOSITORY, capture_output=True, check=False
-    )
-    if point == "second rename" and not again:
-        return  # a first run renames once a stage; its second rename is the next stage's first
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    for folder in tmp_path.glob("[0-9]*"):
-        record = stage_record.read(folder)
-        assert record is not None and record.problem is None, f"{folder} is half-written"
-    done, _ = line(tmp_path, b=2)
-    assert [stage.folder.name for stage in done] == ["10-dense", "20-demp", "40-onnx"]
-    assert (tmp_path / "20-demp" / "text").read_text() == "two"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "10-dense", "20-demp", "40-onnx"]
-    assert ran(line(tmp_path, b=2)[0]) == [False] * 3
-
-
-def test_a_stage_that_was_complete_when_killed_is_kept(tmp_path: Path) -> None:
-    line(tmp_path)
-    (tmp_path / "10-dense").rename(tmp_path / ".10-dense.tmp")
-    done, said = line(tmp_path)
-    assert ran(done) == [False] * 3
-    assert said[0] == "10-dense: kept, an interrupted run had finished it"
-
-
 def test_an_old_stage_comes_back_when_the_new_one_is_incomplete(tmp_path: Path) -> None:
     line(tmp_path)
     (tmp_path / "10-dense").rename(tmp_path / ".10-dense.old")
@@ -372,93 +239,9 @@ def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: py
     assert ran(line(tmp_path)[0]) == [True] * 3
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small tmpfs needs root and mount(8)")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "demport-test", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(out: Path) -> Made:
-    (out / "text").write_bytes(bytes(3 << 20))
-    (out / "more").write_bytes(bytes(3 << 20))
-    return Made(out / "text", None, 0.0, (), {})
-
-
-def test_a_full_disk_is_one_line_and_the_folder_stays_usable(small_disk: Path) -> None:
-    run = small_disk / "run"
-    line(run)
-    before = snapshot(run)
-    with pytest.raises(UserError) as caught, opened(run) as (work, _):
-        work.stage("20-demp", fill, inputs={}, code=1, versions={})
-    told = str(caught.value)
-    assert told.startswith(f"{run}: no space left on the disk (4.0 MiB free); stage 20-demp needs at least ")
-    assert float(told.split("at least ")[1].split(" MiB")[0]) > 4.0
-    assert snapshot(run) == before
-    assert ran(line(run)[0]) == [False] * 3
-
-
-def test_a_stage_that_cannot_fit_is_refused_before_it_starts(small_disk: Path) -> None:
-    started: list[Path] = []
-    with (
-        pytest.raises(UserError, match=r"stage 10-dense needs at least 9\.6 MiB"),
-        opened(small_disk / "run") as (work, _),
-    ):
-        work.stage("10-dense", started.append, inputs={}, code=1, versions={}, needs_bytes=lambda: 10_000_000)
-    assert started == []
-    assert ran(line(small_disk / "run")[0]) == [True] * 3
-
-
-def test_a_disk_too_full_for_the_run_folder_itself(small_disk: Path) -> None:
-    with contextlib.suppress(OSError):
-        (small_disk / "ballast").write_bytes(bytes(5 << 20))
-    with pytest.raises(UserError, match=r"no space left on the disk \(0\.0 MiB free\)"):
-        line(small_disk / "a" / "run")
-    (small_disk / "ballast").unlink()
-    assert ran(line(small_disk / "a" / "run")[0]) == [True] * 3
-
-
-@pytest.mark.parametrize(
-    ("error", "full"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
-        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
-        (OSError(errno.EACCES, "Permission denied"), False),
-        (ValueError("disk"), False),
-    ],
-)
-def test_a_full_disk_is_known_by_number_or_words_also_as_a_cause(error: Exception, full: bool) -> None:
-    wrapped = RuntimeError("saving failed")
-    wrapped.__cause__ = error
-    assert files.is_disk_full(error) is full
-    assert files.is_disk_full(wrapped) is full
-
-
 def test_a_result_that_is_no_json_is_a_bug_not_a_record(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"), opened(tmp_path) as (work, _):
         work.stage("10-dense", lambda out: Made(out, None, float("nan"), (), {}), inputs={}, code=1, versions={})
     with pytest.raises(AssertionError), opened(tmp_path) as (work, _):
         work.stage("10-dense", lambda out: {"not": "a dataclass"}, inputs={}, code=1, versions={})
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
-
-
-def test_sizes_are_rounded_up() -> None:
-    assert [files.mib(n) for n in (0, 1, 2**20, 2**20 + 1, 3_250_585, 5 * 2**30)] == [
-        "0.0 MiB",
-        "0.1 MiB",
-        "1.0 MiB",
-        "1.1 MiB",
-        "3.1 MiB",
-        "5,120.0 MiB",
-    ]
-    assert list(workspace.STAGES) == sorted(workspace.STAGES)

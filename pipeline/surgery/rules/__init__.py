@@ -23,7 +23,7 @@ from pipeline.surgery.rules import (
     resizing,
     statistics,
 )
-from pipeline.surgery.trace import PATH_DROPS
+from pipeline.surgery.tracer import PATH_DROPS
 
 MODULES: dict[type[nn.Module], Rule] = {
     **layers.MODULES, **convolution.MODULES, **norms.MODULES, **statistics.MODULES, **elementwise.MODULES,

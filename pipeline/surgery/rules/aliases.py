@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from pipeline.surgery.analysis import Analysis, Result, describe, opaque
-from pipeline.surgery.trace import PATH_DROPS, in_place
+from pipeline.surgery.trace import in_place
+from pipeline.surgery.tracer import PATH_DROPS
 
 VIEWS = frozenset(
     (

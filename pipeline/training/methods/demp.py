@@ -58,7 +58,7 @@ class Demp:
             self._steering = Steering(
                 section.target, self._total, align, self._cost, self._latencies if timed else None
             )
-        self._first: dict[str, Any] = {}  # of the dense network: channels, widths of watched outputs, slopes
+        self._first: dict[str, Any] = {}  # of the dense network: channels, also by layer, slopes
         self._last_census = -1  # step of it
         self._dead: dict[str, Tensor] | None = None
         self._due: int | None = None  # step after which a removal was asked for
@@ -70,7 +70,7 @@ class Demp:
         if not self._first:
             self._first = {
                 "channels": self._anatomy.channels,
-                "widths": dict(self._anatomy.watch),
+                "layers": self._anatomy.layer_channels,
                 "slopes": None,
                 "silent": [],
             }
@@ -156,15 +156,19 @@ class Demp:
         self._noise.spare(self._anatomy.live_masks(self._dead))
 
     def _counts(self) -> dict[str, Any]:
-        """Dead channels, removed ones included, of those of the dense network; `silent`: outputs that were dead as a
-        whole in some census, of which one channel stays."""
-        channels, gone = self._first["channels"], self._first["channels"] - self._anatomy.channels
+        """Dead channels, removed ones included, of those of the dense network, in all and by layer; `silent`: outputs
+        that were dead as a whole in some census, of which one channel stays."""
+        before, now = self._first["layers"], self._anatomy.layer_channels
+        gone = {name: width - now.get(name, 0) for name, width in before.items()}
+        counts = {
+            "dead": None, "channels": self._first["channels"], "dead_by_layer": None,
+            "removed_by_layer": by_name(gone), "channels_by_layer": by_name(before), "silent": self._first["silent"],
+        }  # fmt: skip
         if self._dead is None:
-            return {"dead": None, "channels": channels, "dead_by_layer": None, "silent": []}
-        widths = self._first["widths"]
-        by_layer = {n: int(mask.sum()) + widths[n] - len(mask) for n, mask in self._dead.items() if n in widths}
-        dead = gone + self._anatomy.dead_count(self._dead)
-        return {"dead": dead, "channels": channels, "dead_by_layer": by_layer, "silent": self._first["silent"]}
+            return counts
+        unmissed = {name: int(mask.sum()) for name, mask in self._anatomy.removable(self._dead).items()}
+        dead = {name: count + unmissed.get(name, 0) for name, count in gone.items()}
+        return counts | {"dead": sum(dead.values()), "dead_by_layer": by_name(dead)}
 
     def _cost(self, state: TrainState, costs: Costs) -> Floats:
         """Per class, in the unit of `cost`."""
@@ -198,6 +202,11 @@ class Demp:
         """ms of both, as the first process measures them."""
         first, second = self._ranks.agree(self._stopwatch.ms(one, other) if self._ranks.first else None)
         return first, second
+
+
+def by_name(counts: Mapping[str, int]) -> dict[str, int]:
+    """Layers by their modules, as in the certificate, and not by their weights."""
+    return {weight.removesuffix(".weight"): count for weight, count in counts.items()}
 
 
 def batch_norm_scales(model: nn.Module) -> list[Tensor]:

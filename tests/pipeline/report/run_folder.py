@@ -70,14 +70,22 @@ def write_history(path: Path, *, deaths: bool, epochs: int = 40) -> None:
             "lr": 0.1,
             "seconds": 0.5,
             "images_per_s": 2800.0,
+            "macs": 6_812_544,
+            "removals": [],
         }
         if deaths:
+            dead = min(DEAD, 6 * epoch)
+            removed = min(DEAD, 60 * (epoch // 10))
             line |= {
-                "lambda": 0.03,
-                "sigma": 5e-5,
-                "dead": min(DEAD, 6 * epoch),
+                "lambda": 0.03 * math.sin(math.pi * epoch / epochs),
+                "sigma": 5e-5 * math.sin(math.pi * epoch / epochs),
+                "macs": 6_812_544 - 10_000 * removed,
+                "dead": dead,
                 "channels": BEFORE,
-                "dead_by_layer": {},
+                "removals": [{"channels": 60}] if epoch % 10 == 0 and 6 * epoch <= DEAD else [],
+                "dead_by_layer": {"conv1": dead // 2, "layer1.0.conv1": dead - dead // 2},
+                "removed_by_layer": {"conv1": removed // 2, "layer1.0.conv1": removed - removed // 2},
+                "channels_by_layer": {"conv1": BEFORE // 2, "layer1.0.conv1": BEFORE - BEFORE // 2},
             }
         lines.append(json.dumps(line))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

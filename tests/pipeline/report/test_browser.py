@@ -130,7 +130,7 @@ def test_full_report_fits_every_width_and_paper(tmp_path: Path) -> None:
     )
     render(run)
     found = look(run, tmp_path / "profile")
-    fits(found, images=6)
+    fits(found, images=8)
     for one in found:
         assert set(one["images"]) == {"light narrow" if one["width"] == 390 else "light wide"}
 
@@ -140,7 +140,7 @@ def test_it_is_legible_in_light_in_dark_and_on_paper(tmp_path: Path, scheme: int
     run = write_run(tmp_path / "run")
     render(run)
     found = look(run, tmp_path / "profile", scheme=scheme)
-    fits(found, images=7)
+    fits(found, images=9)
     for one in found:
         dark = scheme == DARK and not one["paper"]
         assert all(name.startswith("dark" if dark else "light") for name in one["images"]), one
@@ -153,7 +153,7 @@ def test_it_is_legible_in_light_in_dark_and_on_paper(tmp_path: Path, scheme: int
 def test_a_report_that_demport_run_left(whole_run: Path, tmp_path: Path) -> None:
     shutil.copy(whole_run / "report.html", tmp_path)
     found = look(tmp_path, tmp_path / "profile", scheme=DARK)
-    fits(found, images=6)  # one batch size: no sweep
+    fits(found, images=8)  # one batch size: no sweep
     assert found[0]["first"] <= 844 and found[0]["images"][0] == "dark narrow"
 
 
@@ -166,7 +166,7 @@ def test_report_of_an_unfinished_run_fits_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", STAGES[:2])
     render(run)
     found = look(run, tmp_path / "profile")
-    fits(found, images=1)
+    fits(found, images=3)
     assert [one["width"] for one in found] == [390, 768, 1280, 1920, PAPER]
 
 

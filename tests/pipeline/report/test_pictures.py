@@ -11,7 +11,7 @@ import pytest
 from pipeline.report import pictures, plots, speed_plots
 from pipeline.report.collect import collect
 from pipeline.report.view import Source, wilson
-from tests.pipeline.report.run_folder import BEFORE, DEAD, STAGES, write_run
+from tests.pipeline.report.run_folder import STAGES, write_run
 
 
 @pytest.fixture
@@ -23,17 +23,8 @@ def source(tmp_path: Path) -> Source:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the plots are given, by name; nothing is drawn."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr(plots, "training", lambda curves: given.update(curves=curves))
     monkeypatch.setattr(plots, "intervals", lambda spans, **rest: given.update(spans=spans, **rest))
     return given
-
-
-def test_training_curves_are_percent(source: Source, drawn: dict[str, Any]) -> None:
-    pictures.training_picture(source)
-    dense, demp = drawn["curves"]
-    assert (dense.label, demp.label) == ("dense", "DemP") and list(demp.epochs) == list(range(1, 41))
-    assert demp.dead[0] == pytest.approx(100 * 6 / BEFORE) and demp.dead[-1] == pytest.approx(100 * DEAD / BEFORE)
-    assert set(dense.dead) == {None} and 98 < dense.accuracy[-1] < 100
 
 
 def test_speedups_carry_their_interval_and_the_limit_of_the_gate(source: Source, drawn: dict[str, Any]) -> None:
@@ -98,5 +89,4 @@ def test_wilson_interval_of_eight_in_ten(source: Source) -> None:
 
 def test_nothing_to_draw_is_no_picture(tmp_path: Path) -> None:
     early = collect(write_run(tmp_path / "early", STAGES[2:3]))
-    assert pictures.training_picture(early) is None
     assert pictures.accuracy_picture(early.report) is None and pictures.speedup_picture(early.report) is None

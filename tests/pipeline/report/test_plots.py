@@ -8,10 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.report.plots import NARROW_IN, PALETTE, WIDE_IN, Curve, Picture, Span, intervals, training
+from pipeline.report.plots import NARROW_IN, PALETTE, WIDE_IN, Picture, Span, intervals
 
-CURVE = Curve("dense", "dense", [1, 2, 3], [50.0, 80.0, 90.0], [None, None, None])
-DYING = Curve("DemP", "compact", [1, 2, 3], [40.0, 75.0, 89.0], [0.0, 20.0, 45.0])
+SPAN = Span("b1", "compact", 2.0, 1.9, 2.1)
 
 
 def svg(address: str) -> str:
@@ -25,15 +24,8 @@ def words(picture: Picture) -> str:
     return " ".join(text for text in root.itertext() if text.strip())
 
 
-def test_training_draws_deaths_only_where_some_were_counted() -> None:
-    with_deaths, without = training([CURVE, DYING]), training([CURVE])
-    assert "dead channels, %" in words(with_deaths) and "dead channels, %" not in words(without)
-    assert PALETTE["light"]["dead"] in svg(with_deaths.light_wide)
-    assert PALETTE["light"]["dead"] not in svg(without.light_wide)
-
-
 def test_each_address_has_its_width_and_colours() -> None:
-    picture = training([CURVE, DYING])
+    picture = intervals([SPAN], axis="ratio", alt="ratios")
     widths = {
         name: float(re.findall(r'width="([\d.]+)pt"', svg(getattr(picture, name)))[0])
         for name in vars(picture)
@@ -47,14 +39,10 @@ def test_each_address_has_its_width_and_colours() -> None:
             "dark_narrow": 72 * NARROW_IN,
         }
     )
-    assert PALETTE["dark"]["ink"] in svg(picture.dark_wide) and PALETTE["light"]["ink"] not in svg(picture.dark_wide)
+    assert PALETTE["dark"]["muted"] in svg(picture.dark_wide) and PALETTE["light"]["muted"] not in svg(
+        picture.dark_wide
+    )
     assert "http://www.w3.org/2000/svg" in svg(picture.light_wide) and "<script" not in svg(picture.light_wide)
-
-
-def test_one_epoch_is_a_visible_point() -> None:
-    marker = re.compile(rf"<use [^>]*{PALETTE['light']['dense']}")
-    assert marker.search(svg(training([Curve("dense", "dense", [1], [50.0], [None])]).light_wide))
-    assert not marker.search(svg(training([CURVE]).light_wide))
 
 
 def test_intervals_show_rows_marks_and_values_without_an_interval() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.pipeline.surgery.nets import awaken, still
+from tests.pipeline.surgery.nets import Free, awaken, still
 
 Call = Callable[..., Tensor]
 
@@ -40,17 +40,6 @@ class Program(nn.Module):
             values.append(step.call(*(self.parts[m] for m in step.modules), *(values[i] for i in step.inputs)))
         answers = tuple(values[i] for i in self.outputs)
         return answers if len(answers) > 1 else answers[0]
-
-
-class Free(nn.Module):
-    """A parameter for each channel, multiplied in and added."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(1, width, 1, 1)), nn.Parameter(torch.ones(width, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight + self.bias
 
 
 @dataclass
@@ -303,9 +292,3 @@ def kill(program: Any, rng: Random) -> Any:
         else:
             still(m, gone, 0.0 if m.bias is None else rng.choice([0.0, 0.0, -0.3, 0.5]))
     return program
-
-
-def alive_in_canary(program: Any) -> int:
-    """Channels of the last hidden layer that nothing makes constant by itself."""
-    conv, norm = program.parts["canary"], program.parts["canary_norm"]
-    return int(((norm.weight != 0) & conv.weight.flatten(1).ne(0).any(1)).sum())

@@ -279,3 +279,14 @@ ALL: tuple[Callable[[], Oracle], ...] = (
     plain, none_dead, all_dead, constant_under_padding, constant_without_padding, residual, bottleneck, concat, split,
     depthwise, grouped,
 )  # fmt: skip
+
+
+class Free(nn.Module):
+    """A parameter for each channel, multiplied in and added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(1, width, 1, 1)), nn.Parameter(torch.ones(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 class Block(nn.Module):
@@ -116,3 +117,29 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor
     torch.autograd.backward(loss)
     optimizer.step()
     return float(loss.detach())
+
+
+def same_as_left(dense: nn.Module, compact: nn.Module) -> float:
+    """Largest difference of the compact network's parameters and buffers from what is left of the dense one's."""
+    have = compact.state_dict()
+    assert set(have) == set(dense.state_dict())
+    differences = []
+    for name, tensor in dense.state_dict().items():
+        want = left(name, tensor)
+        assert have[name].shape == want.shape, name
+        differences.append(float((have[name].double() - want.double()).abs().max()))
+    return max(differences)
+
+
+def state_left(dense: nn.Module, before: Optimizer, compact: nn.Module, after: Optimizer) -> float:
+    """The same for optimizer state."""
+    now, worst = dict(compact.named_parameters()), 0.0
+    for name, parameter in dense.named_parameters():
+        have = after.state[now[name]]
+        assert set(have) == set(before.state[parameter])
+        for key, value in before.state[parameter].items():
+            if isinstance(value, Tensor):
+                want = left(name, value)
+                assert have[key].shape == want.shape and have[key].dtype == want.dtype, (name, key)
+                worst = max(worst, float((have[key] - want).abs().max()))
+    return worst

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.surgery.resume import Resumed, shrink_training
 from runtime.errors import UserError
-from tests.pipeline.surgery_training.nets import batches, kill, left, residual, step
+from tests.pipeline.surgery_training.nets import batches, kill, residual, same_as_left, state_left, step
 
 Parameters = Iterator[nn.Parameter]
 WAYS: dict[str, dict[str, bool]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -31,32 +31,6 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 def momentum(parameters: Any) -> SGD:
     return SGD(parameters, 0.05, momentum=0.9)
-
-
-def same_as_left(dense: nn.Module, compact: nn.Module) -> float:
-    """Largest difference of the compact network's parameters and buffers from what is left of the dense one's."""
-    have = compact.state_dict()
-    assert set(have) == set(dense.state_dict())
-    differences = []
-    for name, tensor in dense.state_dict().items():
-        want = left(name, tensor)
-        assert have[name].shape == want.shape, name
-        differences.append(float((have[name].double() - want.double()).abs().max()))
-    return max(differences)
-
-
-def state_left(dense: nn.Module, before: Optimizer, compact: nn.Module, after: Optimizer) -> float:
-    """The same for optimizer state."""
-    now, worst = dict(compact.named_parameters()), 0.0
-    for name, parameter in dense.named_parameters():
-        have = after.state[now[name]]
-        assert set(have) == set(before.state[parameter])
-        for key, value in before.state[parameter].items():
-            if isinstance(value, Tensor):
-                want = left(name, value)
-                assert have[key].shape == want.shape and have[key].dtype == want.dtype, (name, key)
-                worst = max(worst, float((have[key] - want).abs().max()))
-    return worst
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -37,6 +37,7 @@ class SmallUnits:
         self.model = model
         self.watch = {"relu1": 4, "relu2": 3}
         self.axis = {"relu1": 1, "relu2": 1}
+        self.layer_channels = {"conv1.weight": 4, "conv2.weight": 3}
         self.channels = 7
         self.largest_batch = 0
 
@@ -47,6 +48,9 @@ class SmallUnits:
         first, second = self.model.activations(model_inputs[0])
         self.model.train(training)
         return {"relu1": first, "relu2": second}
+
+    def removable(self, dead: dict[str, Tensor], /) -> dict[str, Tensor]:
+        return {"conv1.weight": dead["relu1"], "conv2.weight": dead["relu2"]}
 
     def dead_count(self, dead: dict[str, Tensor], /) -> int:
         return sum(int(mask.sum()) for mask in dead.values())

@@ -142,7 +142,9 @@ def test_hooks_come_in_order_and_the_history_holds_their_figures(tmp_path: Path)
     assert rows[0]["images_per_s"] * rows[0]["seconds"] > 0
     assert isinstance(loop.progress, Recorder)
     assert loop.progress.done[-1] == 4
-    assert loop.progress.texts[-1] == f"epoch 2/2  accuracy {100 * accuracy:.2f} %  dead 1/9"
+    told = loop.progress.texts[-1]
+    assert told.startswith(f"epoch 2/2  accuracy {100 * accuracy:.2f} %  dead 1/9  loss ")
+    assert told.endswith(f"  {rows[-1]['images_per_s']:,.0f} images/s")
 
 
 def test_training_learns_and_ends_in_training_mode(tmp_path: Path) -> None:

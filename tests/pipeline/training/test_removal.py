@@ -57,6 +57,10 @@ def test_what_was_removed_is_in_plan_history_and_certificate(tmp_path: Path) -> 
     assert rows[-1]["macs"] == removals[-1]["macs"] == macs(network, SHAPE)
     assert rows[-1]["params"] == sum(p.numel() for p in network.parameters()) < rows[0]["params"]
     gone = sum(r["channels"] for r in removals)
+    left = {name: m.out_channels for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    channels, removed = rows[-1]["channels_by_layer"], rows[-1]["removed_by_layer"]
+    assert {name: channels[name] - removed[name] for name in channels} == {name: left[name] for name in channels}
+    assert not any(rows[0]["removed_by_layer"].values())
     assert run.channels - removals[-1]["left"] == gone <= run.dead
     out = tmp_path / "cut"
     out.mkdir()

@@ -19,7 +19,7 @@ from pipeline.models import build, load_weights
 from pipeline.progress import Silent
 from pipeline.training.census import load_census
 from pipeline.training.loop import Loop, accuracy_of
-from pipeline.training.stage import Task, Trained, train_demp, train_dense
+from pipeline.training.stage import Task, Trained, train_demp, train_dense, trained_network
 from runtime.errors import UserError
 
 MODEL = config.Model(args={"width": 4})
@@ -72,12 +72,20 @@ def test_demp_leaves_a_census_that_agrees_with_its_history(tmp_path: Path, digit
     assert trained.census is not None
     dead = load_census(trained.census)
     last = list(rows(trained))[-1]
-    assert last.keys() == FIGURES | {"lambda", "sigma", "dead", "channels", "dead_by_layer", "silent"}
-    widths = dict.fromkeys(("relu", "layer1_0_relu1", "layer1_0_relu2"), 4)
-    widths |= dict.fromkeys(("layer2_0_relu1", "layer2_0_relu2"), 8) | dict.fromkeys(
-        ("layer3_0_relu1", "layer3_0_relu2"), 16
-    )
-    assert last["dead_by_layer"] == {n: int(mask.sum()) + widths[n] - len(mask) for n, mask in dead.items()}
+    tables = {"dead_by_layer", "removed_by_layer", "channels_by_layer"}
+    assert last.keys() == FIGURES | tables | {"lambda", "sigma", "dead", "channels", "silent"}
+    widths = dict.fromkeys(("conv1", "layer1.0.conv1", "layer1.0.conv2"), 4)
+    widths |= dict.fromkeys(("layer2.0.conv1", "layer2.0.conv2", "layer2.0.skip.0"), 8)
+    widths |= dict.fromkeys(("layer3.0.conv1", "layer3.0.conv2", "layer3.0.skip.0"), 16)
+    channels, by_layer = last["channels_by_layer"], last["dead_by_layer"]
+    assert isinstance(channels, dict) and isinstance(by_layer, dict)
+    assert channels.items() <= widths.items() and sum(channels.values()) == trained.channels
+    assert channels.keys() == by_layer.keys() and sum(by_layer.values()) == trained.dead
+    inner = {f"layer{k}.0.conv1": f"layer{k}_0_relu1" for k in (1, 2, 3)}  # read by nothing but their own ReLU
+    network = trained_network(MODEL, digits, trained)
+    for layer, output in inner.items():
+        gone = widths[layer] - network.get_submodule(layer).get_parameter("weight").shape[0]
+        assert by_layer[layer] == gone + int(dead[output].sum()), layer
     assert (last["dead"], last["channels"]) == (trained.dead, trained.channels)
     assert dead.keys() == {"relu", *(f"layer{k}_0_relu{j}" for k in (1, 2, 3) for j in (1, 2))}
     assert trained.dead > 0, "this penalty kills some channels of so small a network"

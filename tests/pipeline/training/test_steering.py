@@ -15,6 +15,7 @@ from pipeline.data import load
 from pipeline.models import build
 from pipeline.progress import Silent
 from pipeline.surgery import anatomy
+from pipeline.training.latency import Stopwatch
 from pipeline.training.optimizer import optimizer_for
 from pipeline.training.stage import Task, Trained, train_demp, trained_network
 from pipeline.training.state import TrainState
@@ -65,6 +66,24 @@ def test_a_floor_that_forbids_the_target_ends_above_it(tmp_path: Path) -> None:
     trained = steered(tmp_path, {"macs": 0.05, "floor": 0.5})
     assert trained.reached is not None
     assert 0.2 < trained.reached["macs"] < 0.35, "half of every group is a quarter of the MACs and a little more"
+
+
+@pytest.mark.parametrize("overhead, power", [(0.3, 1.0), (0.05, 0.7)], ids=["launches", "small layers are slow"])
+def test_latency_lands_within_three_percent_of_a_clock_that_is_known(
+    overhead: float, power: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 ms for the dense network, of which `overhead` stays whatever is cut; the rest goes with MACs^power."""
+    dense = macs(build(MODEL, num_classes=10, input_shape=SHAPE), SHAPE)
+
+    def clock(network: nn.Module) -> float:
+        return float(overhead + (1 - overhead) * (macs(network, SHAPE) / dense) ** power)
+
+    monkeypatch.setattr(Stopwatch, "ms", lambda self, *networks: [clock(network) for network in networks])
+    trained = steered(tmp_path, {"latency_ms": 0.6})
+    network = trained_network(MODEL, load(config.Data()), trained)
+    assert clock(network) == pytest.approx(0.6, rel=0.03)
+    assert trained.reached is not None
+    assert trained.reached["latency_ms"] == pytest.approx(clock(network), rel=0.01)
 
 
 def steering_of(network: nn.Module, target: config.Target, total: int = 100) -> tuple[Steering, TrainState]:

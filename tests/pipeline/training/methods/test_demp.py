@@ -125,7 +125,7 @@ def test_an_epoch_ends_with_a_census_at_its_rhythm() -> None:
     first = method.epoch_end(0, 9)
     assert (first["dead"], first["channels"], first["dead_by_layer"]) == (None, 7, None)
     second = method.epoch_end(1, 30)
-    assert (second["dead"], second["dead_by_layer"]) == (1, {"relu1": 0, "relu2": 1})
+    assert (second["dead"], second["dead_by_layer"]) == (1, {"conv1": 0, "conv2": 1})
     assert (second["lambda"], second["sigma"]) == (0.03, 5e-5)
     with torch.no_grad():
         model.bn2.weight[1], model.bn2.bias[1] = 0.0, -1.0

@@ -1,0 +1,216 @@
+"""The tracer: what forward calls, as a graph.
+
+`torch.fx` records the calls; each is also executed on meta tensors, so that control flow on shapes takes the branch
+the example inputs take. A submodule that cannot be followed becomes one opaque node.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.utils import _pytree as pytree
+
+from pipeline.surgery.attention import OpenAttention
+from pipeline.surgery.copies import deep_copy
+
+# torchvision's and timm's; they stay modules, so that a compact network goes on training with them
+PATH_DROPS = ("StochasticDepth", "DropPath")
+# torch.nn's own, made of layers that can be cut
+COMPOSED = (
+    nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
+# Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
+SHAPE_KEPT = frozenset(
+    (
+        nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity,
+        nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid,
+    )
+)  # fmt: skip
+OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
+
+
+class ConcreteAttribute(fx.proxy.Attribute):
+    """An attribute of one, such as a shape; fx disassembles the caller to learn how many values it unpacks."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.tracer.iter(self)
+
+
+class ConcreteProxy(fx.Proxy):
+    """A proxy that knows the value its example inputs give it; asked for a plain number, it answers with that."""
+
+    def __getattr__(self, k: str) -> ConcreteAttribute:
+        return ConcreteAttribute(self, k)
+
+    def __len__(self) -> int:
+        return len(self.node.meta["val"])
+
+    def __index__(self) -> int:
+        return operator.index(self.node.meta["val"])
+
+    def __int__(self) -> int:
+        return int(self.node.meta["val"])
+
+    def __float__(self) -> float:
+        return float(self.node.meta["val"])
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, operator.add, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, operator.sub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, operator.mul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, operator.truediv, other)
+
+    def _in_place(self, overwriting: Any, plain: Any, other: Any) -> Any:
+        """A tensor is overwritten, and so are the tensors that share its memory; a number is not."""
+        target = overwriting if isinstance(self.node.meta["val"], Tensor) else plain
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Record the assignment out of place; later reads of this proxy see the result."""
+        self.node = self.tracer.create_proxy("call_function", with_item, (self, index, value), {}).node
+
+
+def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of `x` in which `x[index] = value`."""
+    x = x.clone()
+    x[index] = value
+    return x
+
+
+class ShapeTracer(fx.Tracer):
+    """Traces the meta twin of a network; nodes carry `meta["val"]`, a meta tensor or a plain value."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, example_inputs: tuple[Tensor, ...], model: nn.Module) -> None:
+        super().__init__(param_shapes_constant=False)
+        self._model = model
+        self._opaque: nn.Module | None = None
+        self._inputs = [x.to("meta") for x in example_inputs]
+        self._cached: dict[str, Any] = {}
+        self._executing = False
+        self.constants: dict[str, Tensor] = {}  # made by forward from nothing, by the attribute they are fetched from
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._executing:
+            return attr_val
+        self._cached = parameter_proxy_cache  # kept to forget the parameters of a submodule given up on
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One placeholder for each example input; what else forward takes keeps its default."""
+        given = list(inspect.signature(root_fn).parameters.values())[1:]
+        names = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names += [f"input_{i}" for i in range(len(names), len(self._inputs))]
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in names[: len(self._inputs)]]
+        return root_fn, [self.root, *inputs]
+
+    def create_arg(self, a: Any) -> Any:
+        node = super().create_arg(a)
+        if isinstance(node, fx.Node) and isinstance(a, Tensor) and "val" not in node.meta:
+            node.meta["val"] = a.detach().to("meta")
+            if str(node.target) in self.tensor_attrs.values():
+                if a.is_meta:
+                    raise ValueError("a tensor computed from parameters that are not read as attributes")
+                self.constants[str(node.target)] = a.detach().clone()
+        return node
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, OpenAttention | fx.GraphModule | ParametrizationList) or is_parametrized(m):
+            return False
+        if type(m) in COMPOSED:
+            return False
+        return type(m).__name__ in PATH_DROPS or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> ConcreteProxy:
+        return ConcreteProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        if kind == "call_function" and getattr(target, "__module__", "").startswith("torchvision."):
+            return target(*args, **kwargs)  # functions registered with fx.wrap: their bodies can be followed
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if kind == "placeholder":
+            proxy.node.meta["val"] = self._inputs[len(self.graph.nodes) - 1]
+        elif kind != "output":
+            self._executing = True
+            try:
+                proxy.node.meta["val"] = self._execute(proxy.node)
+            finally:
+                self._executing = False
+        return proxy
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(obj.node.meta["val"])
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        indexable: Any = obj
+        return iter([indexable[i] for i in range(len(obj.node.meta["val"]))])
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._executing:
+            return forward(*args, **kwargs)
+        before, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            self.module_stack = stack
+            for node in list(self.graph.nodes)[before:][::-1]:
+                self.graph.erase_node(node)
+            left = set(self.graph.nodes)
+            for name in [n for n, p in self._cached.items() if p.node not in left]:
+                del self._cached[name]
+            self._opaque = m
+            proxy = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+            proxy.node.meta[OPAQUE] = f"{type(m).__name__} cannot be traced ({first_line(error)})"
+            return proxy
+
+    def _on_zeros(self, path: str, args: Any, kwargs: Any) -> Any:
+        """Shapes of a module whose code looks at values: run on zeros, in a copy with the real weights."""
+
+        def real(x: Any) -> Any:
+            return torch.zeros(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x
+
+        module = deep_copy(self._model.get_submodule(path)).eval()
+        with torch.no_grad():
+            out = module(*pytree.tree_map(real, args), **pytree.tree_map(real, kwargs))
+        return pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, out)
+
+    def _execute(self, node: fx.Node) -> Any:
+        def value(x: Any) -> Any:
+            return x.meta["val"] if isinstance(x, fx.Node) else x.to("meta") if isinstance(x, Tensor) else x
+
+        args, kwargs = fx.node.map_aggregate(node.args, value), fx.node.map_aggregate(node.kwargs, value)
+        match node.op:
+            case "call_function":
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+            case "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            case "call_module" if self._opaque is not None:
+                self._opaque = None
+                return self._on_zeros(str(node.target), args, kwargs)
+            case "call_module":
+                module = self.root.get_submodule(str(node.target))
+                if type(module) in SHAPE_KEPT and len(args) == 1 and isinstance(args[0], Tensor):
+                    return torch.empty_like(args[0])
+                return module(*args, **kwargs)
+            case _:
+                value_of = operator.attrgetter(str(node.target))(self.root)
+                return value_of.detach().to("meta") if isinstance(value_of, Tensor) else value_of
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:160]

@@ -1,0 +1,57 @@
+"""The benchmark of trainings on few images: what it measures is what its names say."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import training
+from pipeline import config
+from pipeline.data import Dataset, load
+
+MODEL = config.Model(args={"width": 8})
+
+
+@pytest.fixture(scope="module")
+def few() -> Dataset:
+    data = load(config.Data())
+    return dataclasses.replace(data, train=training.first(data, 400))
+
+
+def test_own_work_is_penalty_noise_and_census_over_plain_steps(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of our own: plain passes take 1 s, DemP's 1.25 s, a census 0.5 s; 4 steps a pass, 8 in an epoch."""
+    taken: list[str] = []
+
+    def timed(work: Any, device: torch.device) -> float:
+        taken.append(work.__defaults__.__repr__())
+        work()
+        return {2: {0: 1.0, 1: 1.25}.get(work.__defaults__[0], 0.0), 1: 0.5}[len(work.__defaults__)]
+
+    monkeypatch.setattr(training, "timed", timed)
+    monkeypatch.setattr(training, "PASSES", 3)
+    point = training.own_work(MODEL, few, torch.device("cpu"), 200, 50)
+    assert (point["passes"], point["steps"], point["plain_step_ms"]) == (2, 4, 250.0)
+    assert point["penalty_and_noise_pct"] == pytest.approx(25.0)
+    assert point["census_pct"] == pytest.approx(100 * 0.5 / (0.25 * 8))
+    assert point["cost_pct"] == point["cost_low_pct"] == point["cost_high_pct"] == pytest.approx(50.0)
+    assert len(taken) == 2 * 3 + 3 and taken[:4] == ["(0, 0)", "(1, 0)", "(1, 1)", "(0, 1)"], "they take turns"
+
+
+def test_whole_trainings_lie_side_by_side(few: Dataset) -> None:
+    dense, demp = training.removals(MODEL, few, "cpu", 1, 4, 50)
+    assert (dense["training"], demp["training"]) == ("dense", "demp")
+    assert demp["macs"] < dense["macs"] and demp["params_pct"] == 100 * demp["params"] / dense["params"] < 100
+    assert demp["time_ratio"] == demp["time_s"] / dense["time_s"]
+    assert [row["epoch"] for row in demp["curve"]] == [1, 2, 3, 4] and not dense["removals"]
+    assert demp["curve"][-1]["macs"] == demp["macs"] < demp["curve"][0]["macs"]
+
+
+def test_broken_promises_are_named() -> None:
+    kept = {"measured": "own work", "network": "a", "cost_pct": 4.9, "allowed_pct": 5.0}
+    whole = {"measured": "removals", "network": "b", "time_ratio": 0.69, "params_pct": 19.0}
+    assert training.missed([kept, whole, {"measured": "removals", "network": "b"}]) == []
+    found = training.missed([{**kept, "cost_pct": 5.1}, {**whole, "time_ratio": 0.71}, {**whole, "params_pct": 21.0}])
+    assert len(found) == 3 and "5.1 %" in found[0] and "0.71" in found[1] and "21" in found[2]
