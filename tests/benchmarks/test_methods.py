@@ -37,6 +37,11 @@ def test_each_case_once_and_seed_by_seed() -> None:
     }
 
 
+def test_what_was_asked_is_said_in_words() -> None:
+    cases = ("dense", 1.0, 0), ("narrow", 0.35, 1), ("demp macs", 0.003, 2)
+    assert [methods.asked(case) for case in cases] == ["", "35 % of the MACs", "lambda 0.003"]
+
+
 def test_the_narrow_network_is_the_nearest_in_macs(few: Dataset) -> None:
     def share(width: int) -> float:
         one, whole = (build(methods.model_of(w), num_classes=10, input_shape=(1, 8, 8)) for w in (width, methods.WIDTH))
