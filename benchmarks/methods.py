@@ -51,8 +51,11 @@ from runtime.latency import compare
 from runtime.macs import macs
 
 MODEL, WIDTH, BLOCKS = "demo:resnet", 16, 2
-SHARES = (0.2, 0.35)
-STRENGTHS = {"plain": (0.003, 0.01), "macs": (0.003, 0.01)}
+SHARES = {
+    0.2: ("narrow", "steered plain", "steered macs", "steered latency", "slimming", "group norm"),
+    0.35: ("narrow", "steered macs", "slimming", "group norm"),
+}
+STRENGTHS = {"plain": (0.003, 0.01), "macs": (0.01,)}
 FAST = {"amp": "bf16", "channels_last": True}
 DECAY = (
     5e-4  # as torch.optim.SGD has it; ours does not go through the momentum, which makes it this many times as strong
@@ -83,9 +86,7 @@ def cases(seeds: Sequence[int]) -> list[Case]:
     made: list[Case] = []
     for seed in seeds:
         made.append(("dense", 1.0, seed))
-        for share in SHARES:
-            made += [(name, share, seed) for name in ("narrow", "steered plain", "steered macs", "steered latency")]
-            made += [(name, share, seed) for name in ("slimming", "group norm")]
+        made += [(name, share, seed) for share, names in SHARES.items() for name in names]
         made += [(f"demp {cost}", strength, seed) for cost, all_ in STRENGTHS.items() for strength in all_]
     return made
 
