@@ -26,7 +26,7 @@ from runtime.macs import macs
 @pytest.fixture(scope="module")
 def few() -> Dataset:
     data = load(config.Data())
-    return dataclasses.replace(data, train=first(data, 512))
+    return dataclasses.replace(data, train=first(data.train, 512))
 
 
 def test_each_case_once_and_seed_by_seed() -> None:

@@ -18,7 +18,7 @@ MODEL = config.Model(args={"width": 8})
 @pytest.fixture(scope="module")
 def few() -> Dataset:
     data = load(config.Data())
-    return dataclasses.replace(data, train=training.first(data, 400))
+    return dataclasses.replace(data, train=training.first(data.train, 400))
 
 
 def test_own_work_is_penalty_noise_and_census_over_plain_steps(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
