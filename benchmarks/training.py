@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", type=int, default=12800, help="training images of the comparison of whole trainings"
     )
-    parser.add_argument("--epochs", type=int, default=8, help="of the comparison of whole trainings")
+    parser.add_argument("--epochs", type=int, default=12, help="of the comparison of whole trainings")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
