@@ -31,7 +31,7 @@ from torchvision.models import VisionTransformer
 from benchmarks.networks import CLASSES, SIDE, build, kill
 
 RATIO = 0.3
-SHORT_S = 15.0  # a cut faster than this is done three times, and the median counts: fresh memory is slow at first
+SHORT_S = 2.0  # a cut faster than this is done three times, and the median counts
 LAW = 1e-4  # of what another image changes, float64
 MIB = 2**20
 Point = dict[str, Any]

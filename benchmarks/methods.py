@@ -7,8 +7,8 @@ Each run is one method, one share of MACs and one seed: `dense`; `narrow`, a den
 MACs and per latency; `slimming` and `group norm`, torch-pruning's BN-scale and group-norm pruners, sparse training for
 half of the budget, then pruned, then fine-tuned. All take the same number of steps, computed in bf16. OTO
 (only_train_once 3.0.1) cannot be imported beside torch 2.15 and is left out. Runs that the file has already are not
-made again; `--limit-s` begins no run after so many seconds (exit 3). When all are there, each final network is timed in
-turn with the dense one of its seed: ONNX Runtime, one thread, batch 32.
+made again; `--limit-s` begins no run after so many seconds (exit 3). At the end each final network is timed in turn
+with the dense one of its seed: ONNX Runtime, one thread, batch 32.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
         for point in pool.map(functools.partial(unless_late, given, end), missing):
             if point is None:
-                return EXIT_INCONCLUSIVE
+                continue
             points.append(point)
             write_json(given.out, document(given, points))
             figures = (
@@ -274,9 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             print(f"{point['method']} {point['amount']:g} seed {point['seed']}: {figures}", file=sys.stderr)
     dense = {p["seed"]: p for p in points if p["method"] == "dense"}
-    points = [p if "speedup" in p else timed(p, dense[p["seed"]], given) for p in points]
-    write_json(given.out, document(given, points))
-    return EXIT_PASS
+    points = [p if "speedup" in p or p["seed"] not in dense else timed(p, dense[p["seed"]], given) for p in points]
+    if points:
+        write_json(given.out, document(given, points))
+    return EXIT_PASS if len(points) == len(there) + len(missing) else EXIT_INCONCLUSIVE
 
 
 def unless_late(given: Given, end: float, case: Case) -> Point | None:

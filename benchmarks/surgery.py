@@ -118,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory-gib", type=int, default=12, help="memory a process may use")
     given = parser.parse_args(arguments)
     points: list[Point] = json.loads(given.out.read_text("utf-8"))["points"] if given.out.is_file() else []
-    command = "python -m benchmarks.surgery --out benchmarks/results/" + given.out.name
+    options = f"--limit-s {given.limit_s} --memory-gib {given.memory_gib}"
+    command = f"python -m benchmarks.surgery --out benchmarks/results/{given.out.name} {options}"
     for name in given.models or names():
         for tool in given.tools:
             if any(p["model"] == name and p["tool"] == tool for p in points):

@@ -106,18 +106,22 @@ def engine_from_onnx(
         answer = run_builder(request, Path(scratch) / "request.json", time_limit_s, report)
         seconds = round(time.perf_counter() - started, 3)
         told = _manifest(path, temporary, request, choice, source, plan_sha256, answer, gpu)
-        _clear(path)
-        if Path(request.layers).exists():
-            with replacing(layers_path(path)) as beside:
-                beside.write_bytes(Path(request.layers).read_bytes())
+        _put_layers(path, Path(request.layers))
     sidecar = manifest.write(path, told)
-    what = choice.flavour, told.version, precision, told.target
-    proof = told.proof.model_dump()
-    return Engine(path, sidecar, log, *what, told.sha256, told.bytes, seconds, told.layers, proof, tuple(told.notes))
+    what = choice.flavour, told.version, precision, told.target, told.sha256, told.bytes, seconds, told.layers
+    return Engine(path, sidecar, log, *what, told.proof.model_dump(), tuple(told.notes))
 
 
 def layers_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".layers.json")
+
+
+def _put_layers(path: Path, layers: Path) -> None:
+    """What the inspector told, in place of what lay beside an earlier engine."""
+    _clear(path)
+    if layers.exists():
+        with replacing(layers_path(path)) as beside:
+            beside.write_bytes(layers.read_bytes())
 
 
 def _clear(path: Path) -> None:

@@ -117,8 +117,7 @@ def check(
     graph does not load or the split is empty.
     """
     networks: dict[str, nn.Module] = {"dense": dense, "compact": compact} | ({"masked": masked} if masked else {})
-    metric = own_metric(section.metric)
-    bench = Bench(section, networks, graphs, test, device)
+    bench, metric = Bench(section, networks, graphs, test, device), own_metric(section.metric)
     hops = hops_of(graphs, engines, masked=masked is not None)
     results = bench.accuracies(hops, progress)
     pairs = pairs_of(graphs, engines, results)
@@ -136,14 +135,13 @@ def check(
     ])  # fmt: skip
     limit_pp = section.gates.max_accuracy_drop
     broken = next(((hop, drop) for hop, drop in losses if drop > limit_pp), None)
-    lines = [(role, hop) for role in ROLES for hop in hops[role] if hop.source]
     document = {
         "schema": 1,
         "environment": environment(),
         "models": models,
         "accuracy_difference": asdict(difference),
         "classes": by_class(images, *through_torch, results["compact"]),
-        "hops": [hop_entry(role, hop, results[role], limit_pp) for role, hop in lines],
+        "hops": [hop_entry(role, hop, results[role], limit_pp) for role in ROLES for hop in hops[role] if hop.source],
         "broken": _broken(broken, limit_pp),
         "worst": _worst(broken[0] if broken else None, through_torch, results, test, images, out),
         "latency": latency,
@@ -151,11 +149,10 @@ def check(
         "engines": [_engine(result, results[result.model], bench.gpu) for result in engines],
         "verdict": asdict(ruling),
     }
-    path = out / "check.json"
-    write_json(path, document)
+    write_json(path := out / "check.json", document)
     write_measured(document, engines, out)
-    speedup = float(gated["speedup"]["ratio"])
-    return Checked(path, ruling.status, through_torch[0].top1, through_torch[1].top1, speedup)
+    dense_top1, compact_top1 = (one.top1 for one in through_torch)
+    return Checked(path, ruling.status, dense_top1, compact_top1, float(gated["speedup"]["ratio"]))
 
 
 def _load_and_layers(
