@@ -4,11 +4,11 @@
 
 Each run is one method, one share of MACs and one seed: `dense`; `narrow`, a dense network built small from the start;
 `demp plain` and `demp macs`, the penalty at several strengths; `steered` to the share, by importance per channel, per
-MACs and per latency; `slimming` and `group norm`, torch-pruning's BN-scale and group-norm pruners, sparse training for
-half of the budget, then pruned, then fine-tuned. All take the same number of steps, computed in bf16. OTO
-(only_train_once 3.0.1) cannot be imported beside torch 2.15 and is left out. Runs that the file has already are not
-made again; `--limit-s` begins no run after so many seconds (exit 3). At the end each final network is timed in turn
-with the dense one of its seed: ONNX Runtime, one thread, batch 32.
+MACs and per latency, and `aligned` to widths that are multiples of 8; `slimming` and `group norm`, torch-pruning's
+BN-scale and group-norm pruners, sparse training for half of the budget, then pruned, then fine-tuned. All take the
+same number of steps, computed in bf16. OTO (only_train_once 3.0.1) cannot be imported beside torch 2.15 and is left
+out. Runs that the file has already are not made again; `--limit-s` begins no run after so many seconds (exit 3). At
+the end each final network is timed in turn with the dense one of its seed: ONNX Runtime, one thread, batch 32.
 """
 
 from __future__ import annotations
@@ -52,9 +52,18 @@ from runtime.macs import macs
 
 MODEL, WIDTH, BLOCKS = "demo:resnet", 16, 2
 SHARES = {
-    0.2: ("narrow", "steered plain", "steered macs", "steered latency", "slimming", "group norm"),
-    0.35: ("narrow", "steered macs", "slimming", "group norm"),
+    0.2: (
+        "narrow",
+        "steered plain",
+        "steered macs",
+        "steered latency",
+        "slimming",
+        "group norm",
+        "steered macs aligned",
+    ),
+    0.35: ("narrow", "steered macs", "slimming", "group norm", "steered macs aligned"),
 }
+ALIGNED = 8
 STRENGTHS = {"plain": (0.003, 0.01), "macs": (0.01,)}
 FAST = {"amp": "bf16", "channels_last": True}
 DECAY = (
@@ -103,13 +112,13 @@ def trained_by(case: Case, data: Dataset, epochs: int, threads: int, folder: Pat
     task = Task(model, data, seed, threads, "cpu", folder, Silent())
     if method in ("dense", "narrow"):
         return trained_network(model, data, train_dense(config.Training(**shared), task))
-    _, cost = method.split()
+    _, cost, *aligned = method.split()
     if method.startswith("steered"):
         asked: dict[str, Any] = {"target": config.Target(macs=amount)}
     else:
         asked = {"lambda_peak": amount}
     section = config.Demp.model_validate({**shared, "cost": cost, **asked})
-    return trained_network(model, data, train_demp(section, task))
+    return trained_network(model, data, train_demp(section, task, align=ALIGNED if aligned else 1))
 
 
 def model_of(width: int) -> config.Model:
