@@ -198,6 +198,7 @@ def check(
 def landing(task: Task, trained: Trained, cut: Cut, networks: tuple[nn.Module, nn.Module]) -> Gate | None:
     """Whether a steered training landed where it was told to, by the network that surgery left; None without a
     target."""
+    from pipeline.training.latency import Stopwatch
     from runtime.gate import target_gate
     from runtime.macs import macs
 
@@ -210,6 +211,9 @@ def landing(task: Task, trained: Trained, cut: Cut, networks: tuple[nn.Module, n
     if target.channels is not None:
         return target_gate("share of channels", target.channels, cut.channels_after / cut.channels_before)
     assert target.latency_ms is not None and trained.reached is not None
-    return target_gate(
-        f"batch {target.batch} on {target.backend}", target.latency_ms, trained.reached["latency_ms"], " ms"
-    )
+    stopwatch = Stopwatch(task.data().input_shape, target.batch, target.backend, task.config.threads)
+    faster = stopwatch.speedup(*networks)
+    dense_ms = trained.reached["dense_latency_ms"]  # the machine may be faster today than when the training began
+    low, high = (dense_ms / ratio for ratio in reversed(faster.ci95))
+    what = f"batch {target.batch} on {target.backend}"
+    return target_gate(what, target.latency_ms, dense_ms / faster.ratio, " ms", (low, high))

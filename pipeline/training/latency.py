@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.training.state import TrainState
 from runtime.backend import Session, open_session
-from runtime.latency import compare
+from runtime.latency import Comparison, Speedup, compare
 
 OPSET = 18
 TIME_LIMIT_S = 4.0
@@ -40,6 +41,13 @@ class Stopwatch:
 
     def ms(self, *networks: nn.Module) -> list[float]:
         """p50 of each in milliseconds a launch, taken in turn. Raises UserError where one cannot be exported."""
+        return [row.p50_ms for row in self._compared(networks).models]
+
+    def speedup(self, one: nn.Module, other: nn.Module) -> Speedup:
+        """p50 of `one` over that of `other`, with its interval. Raises UserError where one cannot be exported."""
+        return self._compared((one, other)).speedups[0]
+
+    def _compared(self, networks: Sequence[nn.Module]) -> Comparison:
         feed = np.random.default_rng(0).standard_normal((self.batch, *self.shape), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             sessions = []
@@ -47,8 +55,7 @@ class Stopwatch:
                 session = self._session(network, Path(folder) / f"{i}.onnx")
                 sessions.append(stack.enter_context(closing(session)))
             feeds = [{session.inputs[0].name: feed} for session in sessions]
-            seen = compare(sessions, feeds, min_blocks=10, time_limit_s=TIME_LIMIT_S * max(1, len(networks) / 2))
-        return [row.p50_ms for row in seen.models]
+            return compare(sessions, feeds, min_blocks=10, time_limit_s=TIME_LIMIT_S * max(1, len(networks) / 2))
 
     def slopes(self, state: TrainState, costs: Costs) -> dict[str, float]:
         """Name of each group -> ms that one of its channels takes: half of them cut out, timed beside the whole."""

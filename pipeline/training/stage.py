@@ -56,7 +56,8 @@ class Trained:
     dead: int
     """Those nobody would miss, by the last census; removed ones included."""
     reached: dict[str, float] | None
-    """Of a steered training: `macs` and `channels` as shares of the dense network, `latency_ms` where asked for."""
+    """Of a steered training: `macs` and `channels` as shares of the dense network; where a latency was asked for,
+    `latency_ms` and, of the dense network as the training began, `dense_latency_ms`."""
 
 
 Align = int | Literal["auto"]

@@ -152,3 +152,15 @@ def test_a_target_is_met_within_three_percent(asked: float, reached: float, stat
     gate = target_gate("share of MACs", asked, reached)
     assert (gate.name, gate.status, gate.value, gate.limit) == ("target", status, reached, asked)
     assert gate.reason == told
+
+
+@pytest.mark.parametrize(
+    ("ci95", "status"),
+    [((1.9, 2.0), "fail"), ((1.9, 2.07), "fail"), ((1.9, 2.08), "inconclusive"), ((2.0, 2.5), "inconclusive")],
+)
+def test_a_latency_off_its_target_is_undecided_where_its_interval_holds_it(
+    ci95: tuple[float, float], status: str
+) -> None:
+    gate = target_gate("batch 1", 2.14, 2.0, " ms", ci95)
+    assert gate.status == status and f"95 % interval {ci95[0]:.3g} to {ci95[1]:.3g} ms" in gate.reason
+    assert target_gate("batch 1", 2.05, 2.0, " ms", ci95).status == "pass"
