@@ -91,13 +91,12 @@ class Given:
 
 
 def cases(seeds: Sequence[int]) -> list[Case]:
-    """Seed by seed, so that what is there is comparable whenever it ends."""
-    made: list[Case] = []
-    for seed in seeds:
-        made.append(("dense", 1.0, seed))
-        made += [(name, share, seed) for share, names in SHARES.items() for name in names]
-        made += [(f"demp {cost}", strength, seed) for cost, all_ in STRENGTHS.items() for strength in all_]
-    return made
+    """The smallest share and the strengths of every seed come first: comparable whenever it ends."""
+    (share, names), *others = sorted(SHARES.items())
+    strengths = [(f"demp {cost}", strength) for cost, all_ in STRENGTHS.items() for strength in all_]
+    first = [("dense", 1.0), *((name, share) for name in names), *strengths]
+    rest = [(name, share) for share, names in others for name in names]
+    return [(method, amount, seed) for part in (first, rest) for seed in seeds for method, amount in part]
 
 
 def trained_by(case: Case, data: Dataset, epochs: int, threads: int, folder: Path) -> nn.Module:

@@ -29,9 +29,12 @@ def few() -> Dataset:
     return dataclasses.replace(data, train=first(data.train, 512))
 
 
-def test_each_case_once_and_seed_by_seed() -> None:
+def test_each_case_once_and_every_seed_of_a_share_before_the_next_share() -> None:
     listed = methods.cases([0, 1, 2])
-    assert len(set(listed)) == len(listed) and [case[2] for case in listed] == sorted(case[2] for case in listed)
+    assert len(set(listed)) == len(listed)
+    at = {share: [i for i, case in enumerate(listed) if case[1] == share] for share in (1.0, 0.2, 0.35)}
+    assert [listed[i][2] for i in at[1.0]] == [0, 1, 2]
+    assert max(at[1.0] + at[0.2]) < min(at[0.35]) and max(at[0.35]) == len(listed) - 1
     assert {"dense", "narrow", "demp plain", "demp macs", "steered macs", "slimming", "group norm"} <= {
         case[0] for case in listed
     }
