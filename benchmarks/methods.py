@@ -8,7 +8,8 @@ MACs and per latency, and `aligned` to widths that are multiples of 8; `slimming
 BN-scale and group-norm pruners, sparse training for half of the budget, then pruned, then fine-tuned. All take the
 same number of steps, computed in bf16. OTO (only_train_once 3.0.1) cannot be imported beside torch 2.15 and is left
 out. Runs that the file has already are not made again; `--limit-s` begins no run after so many seconds (exit 3). At
-the end each final network is timed in turn with the dense one of its seed: ONNX Runtime, one thread, batch 32.
+the end each final network is timed in turn with the dense one of its seed: ONNX Runtime, one thread, batch 32. Means
+over the seeds go beside the results.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import real_data
+from benchmarks.seeds import mean_over_seeds
 from export.files import write_json
 from export.onnx_from_torch import onnx_from_torch
 from pipeline import config
@@ -284,7 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dense = {p["seed"]: p for p in points if p["method"] == "dense"}
     points = [p if "speedup" in p or p["seed"] not in dense else timed(p, dense[p["seed"]], given) for p in points]
     if points:
-        write_json(given.out, document(given, points))
+        made, (name, _, rest) = document(given, points), given.out.name.partition(".")
+        write_json(given.out, made)
+        write_json(given.out.with_name(f"{name}_means.{rest}"), made | {"points": mean_over_seeds(points)})
     return EXIT_PASS if len(points) == len(there) + len(missing) else EXIT_INCONCLUSIVE
 
 

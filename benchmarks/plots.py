@@ -30,7 +30,8 @@ STYLE: dict[Any, Any] = {
 LOOKS = {
     "dense": ("#1d1c1a", "*"), "narrow": ("#7d7870", "s"), "demp plain": ("#7ab8b2", "v"),
     "demp macs": ("#7ab8b2", "^"), "steered plain": ("#0b6b63", "v"), "steered macs": ("#0b6b63", "^"),
-    "steered latency": ("#0b6b63", "o"), "slimming": ("#b8500f", "X"), "group norm": ("#b8500f", "D"),
+    "steered latency": ("#0b6b63", "o"), "steered macs aligned": ("#0b6b63", "P"),
+    "slimming": ("#b8500f", "X"), "group norm": ("#b8500f", "D"),
 }  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def training(figure: Figure, points: Sequence[Point]) -> None:
 DRAWN: dict[str, tuple[Callable[[Figure, Sequence[Point]], None], tuple[float, float]]] = {
     "methods.cpu": (methods, (8.0, 4.2)),
     "training.cpu": (training, (6.0, 3.0)),
+    "training_wide.cpu": (training, (6.0, 3.0)),
 }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -98,17 +99,18 @@ def timed(work: Any, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def removals(model: config.Model, data: Dataset, device: str, threads: int, epochs: int, batch: int) -> list[Point]:
+def removals(model: config.Model, data: Dataset, given: argparse.Namespace, batch: int) -> list[Point]:
     """Dense beside steered to 20 % of the weights, by way of the MACs that lead there."""
-    shared: dict[str, Any] = {"epochs": epochs, "batch_size": batch, "lr": 0.05}
+    shared: dict[str, Any] = {"epochs": given.epochs, "batch_size": batch, "lr": 0.05}
     points: list[Point] = []
     dense = config.Training(**shared)
-    demp = config.Demp(**shared, target=config.Target(macs=0.2, reached_at=0.4), census_batch_size=128)
+    target = config.Target(macs=0.2, reached_at=0.4)
+    demp = config.Demp(**shared, target=target, cost=given.cost, census_batch_size=128)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("dense", "demp"):
             out = Path(folder) / name
             out.mkdir()
-            task = Task(model, data, 0, threads, device, out, Silent())
+            task = Task(model, data, 0, given.threads, given.device, out, Silent())
             start = time.perf_counter()
             trained = train_dense(dense, task) if name == "dense" else train_demp(demp, task, align=ALIGN)
             points.append(curve(name, model, trained, time.perf_counter() - start))
@@ -142,6 +144,13 @@ def missed(points: Sequence[Point]) -> list[str]:
     return found
 
 
+def command_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """With every option that is not as it is by default."""
+    told = {name: value for name, value in vars(given).items() if name not in ("out", "data")}
+    options = [f"--{name} {shlex.quote(str(v))}" for name, v in told.items() if v != parser.get_default(name)]
+    return " ".join([f"python -m benchmarks.training --out benchmarks/results/{given.out.name}", *options])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
@@ -152,21 +161,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--images", type=int, default=12800, help="training images of the comparison of whole trainings"
     )
     parser.add_argument("--epochs", type=int, default=12, help="of the comparison of whole trainings")
+    parser.add_argument("--width", type=int, default=16, help="of the ResNet-18 of whole trainings; the paper's is 64")
+    parser.add_argument("--cost", choices=("plain", "macs", "latency"), default="plain", help="of a channel, steered")
+    parser.add_argument("--only", choices=("own work", "removals"), help="measure one of the two alone")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     data = real_data.dataset("cifar10", given.data)
     few = dataclasses.replace(data, train=first(data.train, given.images), test=first(data.test, TEST_IMAGES))
-    points = [own_work(config.Model(name="cifar:resnet20"), data, device, 640, 128)]
-    points.append(own_work(config.Model(name="cifar:resnet18", args={"width": 16}), data, device, 640, 128))
-    model = config.Model(name="cifar:resnet18", args={"width": 16})
-    points += removals(model, few, given.device, given.threads, given.epochs, 128)
+    points: list[Point] = []
+    if given.only != "removals":
+        points.append(own_work(config.Model(name="cifar:resnet20"), data, device, 640, 128))
+        points.append(own_work(config.Model(name="cifar:resnet18", args={"width": 16}), data, device, 640, 128))
+    if given.only != "own work":
+        model = config.Model(name="cifar:resnet18", args={"width": given.width})
+        points += removals(model, few, given, 128)
     document = {
         "schema": 1,
-        "command": f"python -m benchmarks.training --out benchmarks/results/{given.out.name}",
+        "command": command_of(given, parser),
         "data": "CIFAR-10, images stored as JPEG of quality 75",
         "environment": environment(),
-        "n": PASSES - 1,
+        "n": 1 if given.only == "removals" else PASSES - 1,
         "points": points,
     }
     write_json(given.out, document)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import training
+from benchmarks import real_data, training
 from pipeline import config
 from pipeline.data import Dataset, load
+from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
 
 MODEL = config.Model(args={"width": 8})
 
@@ -41,12 +45,33 @@ def test_own_work_is_penalty_noise_and_census_over_plain_steps(few: Dataset, mon
 
 
 def test_whole_trainings_lie_side_by_side(few: Dataset) -> None:
-    dense, demp = training.removals(MODEL, few, "cpu", 1, 4, 50)
+    given = argparse.Namespace(device="cpu", threads=1, epochs=4, cost="macs")
+    dense, demp = training.removals(MODEL, few, given, 50)
     assert (dense["training"], demp["training"]) == ("dense", "demp")
     assert demp["macs"] < dense["macs"] and demp["params_pct"] == 100 * demp["params"] / dense["params"] < 100
     assert demp["time_ratio"] == demp["time_s"] / dense["time_s"]
     assert [row["epoch"] for row in demp["curve"]] == [1, 2, 3, 4] and not dense["removals"]
     assert demp["curve"][-1]["macs"] == demp["macs"] and {row["macs"] for row in dense["curve"]} == {dense["macs"]}
+
+
+def test_the_command_told_is_the_one_given(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_data, "dataset", lambda name, where: few)
+    monkeypatch.setattr(training, "own_work", lambda *_: {"measured": "own work", "cost_pct": 1.0, "allowed_pct": 5.0})
+    whole = {"measured": "removals", "network": "b", "time_ratio": 0.8, "params_pct": 19.0}
+    monkeypatch.setattr(training, "removals", lambda *_: [whole])
+    out = tmp_path / "x.json"
+    assert training.main(["--out", str(out), "--only", "own work", "--threads", "1"]) == EXIT_PASS
+    told = json.loads(out.read_text())
+    assert (
+        told["command"] == "python -m benchmarks.training --out benchmarks/results/x.json --threads 1 --only 'own work'"
+    )
+    assert [p["measured"] for p in told["points"]] == ["own work"] * 2
+    assert (
+        training.main(["--out", str(out), "--width", "64", "--only", "removals", "--threads", "1"]) == EXIT_GATE_FAILED
+    )
+    told = json.loads(out.read_text())
+    assert told["command"].endswith("x.json --threads 1 --width 64 --only removals") and told["n"] == 1
+    assert told["points"] == [whole]
 
 
 def test_broken_promises_are_named() -> None:
