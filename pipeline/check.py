@@ -63,11 +63,13 @@ from pipeline.measuring import Bench, Graphs, Hop, Latencies, Pair, Results, eng
 from pipeline.progress import Progress
 from runtime.accuracy import Accuracy
 from runtime.backend import DeviceName
+from runtime.conditions import complaints
 from runtime.device import environment
 from runtime.gate import (
     Gate,
     accuracy_gate,
     difference_gate,
+    disturbance,
     engines_gate,
     hops_gate,
     metric_gate,
@@ -266,9 +268,12 @@ def _other_gates(
     limits, what = section.gates, f"ONNX Runtime, fp32, batch {section.gate_batch}"
     blocks = gated["protocol"]["blocks"]
     few = f"{blocks} of {section.min_blocks} blocks in {section.time_limit_s} s: raise check.time_limit_s"
-    doubt = few if blocks < section.min_blocks else ""
+    doubts = [
+        few if blocks < section.min_blocks else "",
+        disturbance(complaints(gated["protocol"]["conditions"], settings=False)),
+    ]
     return [
-        speedup_gate(Speedup(**gated["speedup"]), limits.min_speedup, what, doubt=doubt),
+        speedup_gate(Speedup(**gated["speedup"]), limits.min_speedup, what, doubt="; ".join(filter(None, doubts))),
         difference_gate(max_abs_diff, limits.max_abs_diff, "the surgery did not measure it"),
         engines_gate(sum(r.engine is not None for r in engines), [r.reason or "" for r in engines if not r.engine]),
     ]
