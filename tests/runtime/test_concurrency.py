@@ -120,7 +120,7 @@ def test_streams_of_torch_share_no_module_and_have_their_threads_each() -> None:
         [lambda: TorchSession(module, image_inputs(SHAPE), device="cpu", threads=asked)] * 2,
         [{"input": images(4)}] * 2, 2, rounds=5, window_s=0.005,
     )  # fmt: skip
-    assert told.loads[0].n > 10 and told.loads[1].images_per_s > 0
+    assert told.loads[0].n >= 10 and told.loads[1].images_per_s > 0
     assert {count for _, _, count in seen} == {asked}
     assert len({own for _, own, _ in seen}) == 4 and id(module) not in {own for _, own, _ in seen}
     assert len({thread for thread, _, _ in seen} - {threading.get_ident()}) == 2

@@ -81,8 +81,11 @@ def test_gpus_are_not_looked_at_for_what_runs_on_the_processor(monkeypatch: pyte
     """What another process makes of a GPU disturbs nothing there."""
     machine = Machine(monkeypatch)
     machine.gpu |= {"slowed_by": ["power limit"]}
-    told = Watch(gpus=False).document()
-    assert machine.looks == 0 and told["gpus"] == told["before"]["gpus"] == []
+    watch = Watch(gpus=False)
+    machine.now += 2.0
+    watch.look()
+    told = watch.document()
+    assert told["looks"] == 3 and machine.looks == 0 and told["gpus"] == told["before"]["gpus"] == []
     assert complaints(Watch().document())[-1] == "GPU was throttled: power limit"
 
 
