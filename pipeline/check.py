@@ -32,9 +32,12 @@
         end_to_end      {dense, compact, speedup}: the same with the copies in and out
         settings, protocol   how it was measured
         reason          null, or why the figures are null
-    reference         null without check.reference, else {file, sha256, batch, reference, compact, speedup}: compact in
-                      fp32 through ONNX Runtime against that file, in turn; speedup: reference p50 over compact p50
-    concurrency[]     {streams, batch, threads, dense, compact: {images_per_s, p50_ms, p95_ms, p99_ms, n}, speedup}
+    reference         null without check.reference, else {file, sha256, batch, reference, compact, speedup, protocol}:
+                      compact in fp32 through ONNX Runtime against that file, in turn; speedup: reference p50 over
+                      compact p50
+    concurrency[]     {backend, precision, streams, batch, threads, dense, compact: {images_per_s, p50_ms, p95_ms,
+                      p99_ms, n}, speedup: ratio of throughputs, reason: null, or why the figures are null}; for every
+                      backend and precision of `latency`, with `streams` sessions at once of `threads` each
     why[]             pipeline.why, for ONNX Runtime at gate_batch and for the engines that run here
     engines[]         {model, flavour, precision, target, path, sha256, bytes, measured_on: device name or null, reason}
     verdict           {status: "pass"|"fail"|"inconclusive", gates[]: {name, status, value, limit, reason}}
@@ -61,13 +64,16 @@ from pipeline.hops import Images, by_class, drops, hop_entry, keep_images, metri
 from pipeline.measured_engines import write_measured
 from pipeline.measuring import Bench, Graphs, Hop, Latencies, Pair, Results, engine_name, hops_of, pairs_of
 from pipeline.progress import Progress
+from pipeline.throughput import throughputs
 from runtime.accuracy import Accuracy
 from runtime.backend import DeviceName
+from runtime.conditions import complaints
 from runtime.device import environment
 from runtime.gate import (
     Gate,
     accuracy_gate,
     difference_gate,
+    disturbance,
     engines_gate,
     hops_gate,
     metric_gate,
@@ -162,9 +168,10 @@ def _load_and_layers(
     models: Mapping[Role, Mapping[str, Any]],
     progress: Progress,
 ) -> dict[str, Any]:
-    progress.start("check: several sessions at once, and layer by layer", 2)
+    concurrency = throughputs(bench, pairs, latency, progress)
+    progress.start("check: layer by layer", 2)
     try:
-        concurrency, reference = bench.concurrency(pairs["onnxruntime", "fp32"]), bench.against_reference()
+        reference = bench.against_reference()
         progress.update(1)
         why = explanations(bench, pairs, latency, models)
         progress.update(2)
@@ -266,9 +273,12 @@ def _other_gates(
     limits, what = section.gates, f"ONNX Runtime, fp32, batch {section.gate_batch}"
     blocks = gated["protocol"]["blocks"]
     few = f"{blocks} of {section.min_blocks} blocks in {section.time_limit_s} s: raise check.time_limit_s"
-    doubt = few if blocks < section.min_blocks else ""
+    doubts = [
+        few if blocks < section.min_blocks else "",
+        disturbance(complaints(gated["protocol"]["conditions"], settings=False)),
+    ]
     return [
-        speedup_gate(Speedup(**gated["speedup"]), limits.min_speedup, what, doubt=doubt),
+        speedup_gate(Speedup(**gated["speedup"]), limits.min_speedup, what, doubt="; ".join(filter(None, doubts))),
         difference_gate(max_abs_diff, limits.max_abs_diff, "the surgery did not measure it"),
         engines_gate(sum(r.engine is not None for r in engines), [r.reason or "" for r in engines if not r.engine]),
     ]

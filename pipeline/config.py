@@ -101,7 +101,9 @@ class Gates(Section):
     max_accuracy_drop: NonNegative = Field(
         default=1.0, description="Largest loss of accuracy against dense, in percentage points."
     )
-    min_speedup: NonNegative = Field(default=1.5, description="Smallest ratio of the dense to the compact p50 latency.")
+    min_speedup: NonNegative = Field(
+        default=1.5, description="Smallest ratio of the dense to the compact p50 latency; 0 asks for nothing."
+    )
     max_abs_diff: NonNegative = Field(
         default=1e-5, description="Largest difference of compact from dense-with-removed-held, fp32 logits."
     )
@@ -116,7 +118,8 @@ class Gates(Section):
 class Check(Section):
     batch_sizes: tuple[Positive, ...] = Field(default=(1, 8, 32), description="Batch sizes whose latency is measured.")
     streams: tuple[Positive, ...] = Field(
-        default=(1, 2), description="Numbers of sessions at once whose throughput is measured; empty for none."
+        default=(1, 2),
+        description="Numbers of sessions at once whose throughput is measured in every form; empty for none.",
     )
     reference: str | None = Field(
         default=None, description="An ONNX file that compact is timed against too, e.g. the one in production."

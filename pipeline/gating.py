@@ -42,7 +42,7 @@ def gate(request: Request) -> dict[str, Any]:
         known = read_baseline(request.baseline) if request.baseline.exists() else None
         new = updated(report, known)
         device = report["environment"]["fingerprint"]
-        doubtful = [f"doubtful: {one}" for one in new.devices[device].doubts]
+        doubtful = [f"doubtful: {where}: {', '.join(why)}" for where, why in new.devices[device].doubts.items()]
         changed = [*doubtful, *changes(known, new, device)]
         if not request.accept(changed):
             raise UserError("the figures were not accepted", "a yes", f"{request.baseline} is as it was")

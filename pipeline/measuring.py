@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from pipeline.exporting import ROLES, EngineResult, Role
 from pipeline.progress import Progress
 from runtime.accuracy import Accuracy, accuracy
 from runtime.backend import Array, DeviceName, Session, open_session
-from runtime.concurrency import under_load
 from runtime.errors import UserError
 from runtime.latency import Comparison, compare, end_to_end
 from runtime.torch_backend import TorchSession, image_inputs
@@ -60,7 +58,7 @@ class Bench:
         device: DeviceName,
     ) -> None:
         """`networks` by role, and "masked": the trained network before the cut."""
-        self._section, self._networks, self.graphs, self._test, self._device = section, networks, graphs, test, device
+        self.section, self._networks, self.graphs, self._test, self._device = section, networks, graphs, test, device
         self.gate_batch, self.threads = section.gate_batch, section.threads
         images, _ = next(iter(test.batches(max(section.batch_sizes))))
         self._images: Array = np.asarray(images)
@@ -86,7 +84,7 @@ class Bench:
     ) -> Latencies:
         """Every pair at every batch size; null with the reason where one of the two gave no accuracy in `results`."""
         latency: Latencies = {}
-        every = [(pair, batch) for pair in pairs for batch in sorted(set(self._section.batch_sizes))]
+        every = [(pair, batch) for pair in pairs for batch in sorted(set(self.section.batch_sizes))]
         progress.start("check: latency", len(every))
         try:
             for step, ((backend, precision), batch) in enumerate(every):
@@ -101,24 +99,23 @@ class Bench:
             progress.stop()
         return latency
 
-    @contextmanager
-    def session(self, role: Role, hop: Hop) -> Iterator[Session]:
+    def session(self, role: Role, hop: Hop) -> closing[Session]:
         """Closed at the end. UserError where it does not open."""
-        session: Session
+        return closing(self.open(role, hop))
+
+    def open(self, role: Role, hop: Hop) -> Session:
+        """A session of its own at every call, of which torch's is to be closed before those opened earlier. UserError
+        where it does not open."""
         if hop.name in TORCH_HOPS:
             network = self._networks[role if hop.name == "torch" else hop.name]
             inputs = image_inputs(self.input_shape)
-            session = TorchSession(network, inputs, name=role, device=self._device, threads=self.threads)
-        elif hop.engine is None:
+            return TorchSession(network, inputs, name=role, device=self._device, threads=self.threads)
+        if hop.engine is None:
             device: DeviceName = "cpu" if self._device == "cpu" else "auto"
-            session = open_session(self.graphs[hop.name][role], "onnxruntime", device, self.threads)
-        else:
-            session = _open_engine(hop.engine)
-            self.gpu = str(session.settings["gpu"])
-        try:
-            yield session
-        finally:
-            session.close()
+            return open_session(self.graphs[hop.name][role], "onnxruntime", device, self.threads)
+        session = _open_engine(hop.engine)
+        self.gpu = str(session.settings["gpu"])
+        return session
 
     def accuracy(self, role: Role, hop: Hop) -> Accuracy | str:
         """On the whole test split; for an engine that does not run here, the reason."""
@@ -126,13 +123,13 @@ class Bench:
             with self.session(role, hop) as session:
                 return accuracy(session, self._test.batches(BATCH))
         except UserError as error:
-            if hop.engine is None and hop.name not in MAY_NOT_RUN:
+            if not _may_not_run(hop):
                 raise
             return error.found
 
     def latency(self, pair: Mapping[Role, Hop], batch: int) -> dict[str, Any]:
         """The entry of `latency` for one batch size, on images of the test split, repeated where it has too few."""
-        section, gated = self._section, pair["dense"].name == "simplified" and batch == self._section.gate_batch
+        section, gated = self.section, pair["dense"].name == "simplified" and batch == self.section.gate_batch
         images = self.images(batch)
         try:
             with self.session("dense", pair["dense"]) as first, self.session("compact", pair["compact"]) as second:
@@ -147,33 +144,15 @@ class Bench:
                 limit = section.time_limit_s / 4
                 whole = end_to_end((first, second), feeds, time_limit_s=limit, precision=OTHER_PRECISION)
         except UserError as error:
-            if pair["dense"].engine is None and pair["dense"].name not in MAY_NOT_RUN:
+            if not _may_not_run(pair["dense"]):
                 raise
             return _not_timed(error.found)
         return {**_latency(told), "end_to_end": _figures(whole)}
 
-    def concurrency(self, pair: Mapping[Role, Hop]) -> list[dict[str, Any]]:
-        """check.json's `concurrency`: throughput of ONNX graphs at the gated batch, for each number of streams."""
-        section = self._section
-        device: DeviceName = "cpu" if self._device == "cpu" else "auto"
-        with self.session("dense", pair["dense"]) as session:
-            feed = {session.inputs[0].name: self.images(section.gate_batch)}
-        entries = []
-        for streams in section.streams:
-            openers = [
-                partial(open_session, self.graphs[pair[role].name][role], "onnxruntime", device, section.threads)
-                for role in ROLES
-            ]
-            told = under_load(openers, [feed] * len(ROLES), streams)
-            dense, compact = (asdict(load) for load in told.loads)
-            figures = {"dense": dense, "compact": compact, "speedup": asdict(told.speedups[0])}
-            entries.append({"streams": streams, "batch": section.gate_batch, "threads": section.threads, **figures})
-        return entries
-
     def against_reference(self) -> dict[str, Any] | None:
         """check.json's `reference`: compact against the file of check.reference, at the gated batch. UserError where it
         does not take the images."""
-        section = self._section
+        section = self.section
         if section.reference is None:
             return None
         path = Path(section.reference).expanduser()
@@ -196,6 +175,7 @@ class Bench:
             "batch": section.gate_batch,
             **dict(zip(("reference", "compact"), timings, strict=True)),
             "speedup": asdict(told.speedups[0]),
+            "protocol": _protocol(told),
         }
 
     def images(self, batch: int) -> Array:
@@ -262,6 +242,10 @@ def pairs_of(
     return pairs
 
 
+def _may_not_run(hop: Hop) -> bool:
+    return hop.engine is not None or hop.name in MAY_NOT_RUN
+
+
 def _not_timed(reason: str) -> dict[str, Any]:
     """An entry of `latency` without figures."""
     figures = ("dense", "compact", "speedup", "end_to_end", "settings", "protocol")
@@ -277,6 +261,10 @@ def _latency(told: Comparison) -> dict[str, Any]:
     return {
         **_figures(told),
         "settings": dict(zip(ROLES, map(dict, told.settings), strict=True)),
-        "protocol": {**told.protocol, "conditions": dict(told.conditions)},
+        "protocol": _protocol(told),
         "reason": None,
     }
+
+
+def _protocol(told: Comparison) -> dict[str, Any]:
+    return {**told.protocol, "conditions": dict(told.conditions)}

@@ -5,7 +5,9 @@ regression. A figure may get worse by `relative` times the baseline or by `absol
 never a failure. Accuracy, size, parameters and MACs do not depend on the device and are judged everywhere. Latency
 and the speedup count only on a device with the same fingerprint; elsewhere they are not comparable, which is
 inconclusive, unless the rules say that ratios hold on any device (`ratios_on`): then the speedup and the ratio to a
-reference model, both measured in one job, are judged everywhere.
+reference model, both measured in one job, are judged everywhere. A figure of speed is inconclusive, whether it would
+pass or fail, where the machine was disturbed while it was measured, in this run or for the baseline; only a limit of 0
+or less, which asks for nothing, passes all the same.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runtime.errors import UserError
 from runtime.figures import (
@@ -27,13 +29,15 @@ from runtime.figures import (
     doubts_of,
     figures_of,
     kind_of,
+    measured_as,
     ratio_entry,
 )
-from runtime.gate import Gate, Status, Verdict, verdict
+from runtime.gate import Gate, Status, Verdict, disturbance, verdict
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 _MAX_BYTES = 4 << 20
+EVERY = "every measurement"
 
 
 class _Part(BaseModel):
@@ -72,8 +76,14 @@ class Device(_Part):
     figures: dict[str, Figure]
     reference_sha256: str | None = None
     """Of the model that `reference` is the ratio to."""
-    doubts: list[str] = []
-    """What made the figures doubtful when they were measured: a busy or throttled machine."""
+    doubts: dict[str, list[str]] = {}
+    """By measurement (`measured_as`), what disturbed the machine meanwhile; EVERY stands for all of them."""
+
+    @field_validator("doubts", mode="before")
+    @classmethod
+    def _of_every_measurement(cls, value: Any) -> Any:
+        """A list holds for all: of which measurement it is was not told."""
+        return {EVERY: value} if isinstance(value, list) and value else value or {}
 
 
 class Baseline(_Part):
@@ -121,8 +131,9 @@ def updated(report: Report, baseline: Baseline | None) -> Baseline:
     environment = dict(report["environment"])
     sha256 = (report.get("reference") or {}).get("sha256")
     figures = figures_of(report)
+    doubts = {measured_as(name): found for name in figures if (found := doubts_of(name, report))}
     kept[environment["fingerprint"]] = Device(
-        environment=environment, figures=figures, reference_sha256=sha256, doubts=doubts_of(report)
+        environment=environment, figures=figures, reference_sha256=sha256, doubts=doubts
     )
     rules = Rules() if baseline is None else baseline.rules
     return Baseline(schema=1, name=report["name"], rules=rules, devices=kept)
@@ -163,19 +174,33 @@ def _limits(rules: Rules, known: Device | None, report: Report) -> Iterator[Gate
         told = f"{value:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
         if not known and not _holds_anywhere(kind_of(figure), rules):
             yield Gate(name, "inconclusive", value, limit, f"{told}; not comparable: the baseline lacks this device")
-        elif value >= limit if more_is_better else value <= limit:
-            yield Gate(name, "pass", value, limit, told)
-        else:
-            doubt = _limit_doubt(figure, limit, report)
-            yield Gate(name, "inconclusive" if doubt else "fail", value, limit, told + (f"; {doubt}" if doubt else ""))
+            continue
+        holds = value >= limit if more_is_better else value <= limit
+        doubt = _disturbed(figure, limit, report) or ("" if holds else _holds_the_limit(figure, limit, report))
+        status: Status = "inconclusive" if doubt else "pass" if holds else "fail"
+        yield Gate(name, status, value, limit, told + (f"; {doubt}" if doubt else ""))
 
 
-def _limit_doubt(figure: str, limit: float, report: Report) -> str:
-    """Why a figure beyond a limit may be noise; "" where it may not."""
-    if kind_of(figure) in RATIOS and (edges := ratio_entry(figure, report)["speedup"]["ci95"])[1] >= limit:
-        return f"its interval {edges[0]:.2f} to {edges[1]:.2f} still holds the limit"
-    doubts = doubts_of(report) if kind_of(figure) in (*RATIOS, *TIMES) else []
-    return f"the machine was not itself: {'; '.join(doubts)}" if doubts else ""
+def _holds_the_limit(figure: str, limit: float, report: Report) -> str:
+    """That the interval of a ratio reaches the limit which the ratio misses; "" where it does not."""
+    if kind_of(figure) not in RATIOS:
+        return ""
+    low, high = ratio_entry(figure, report)["speedup"]["ci95"]
+    return f"its interval {low:.2f} to {high:.2f} still holds the limit" if high >= limit else ""
+
+
+def _disturbed(figure: str, limit: float, report: Report, accepted: Device | None = None) -> str:
+    """Why a figure of speed decides nothing, whatever it is: a machine that was disturbed, now or when the baseline was
+    taken; "" where neither is known, or the limit asks for nothing."""
+    if kind_of(figure) in MORE_IS_BETTER and limit <= 0:
+        return ""
+    if found := doubts_of(figure, report):
+        return disturbance(found)
+    where = measured_as(figure)
+    then = (accepted.doubts.get(where) or accepted.doubts.get(EVERY)) if accepted and where else None
+    return (
+        f"the baseline is doubtful ({', '.join(then)}): write it anew with --update on a quiet machine" if then else ""
+    )
 
 
 def _holds_anywhere(kind: str, rules: Rules) -> bool:
@@ -197,9 +222,11 @@ def _against(
         return Gate(f"baseline.{name}", "inconclusive", None, limit, "in the baseline, but not measured in this run")
     status: Status = "pass"
     told = f"{value:g}, was {before:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
+    if disturbed := _disturbed(name, limit, report, accepted):
+        return Gate(f"baseline.{name}", "inconclusive", value, limit, f"{told}; {disturbed}")
     if value < limit if more_is_better else value > limit:
         small = _too_small(name, value / before, report, rules) if kind in RATIOS else ""
-        doubt = "" if small else _doubt(name, limit, accepted, now, rule, report)
+        doubt = "" if small else _holds_the_limit(name, limit, report) or _as_fast_at_best(name, accepted, now, rule)
         status = "pass" if small else "inconclusive" if doubt else "fail"
         told += f"; {small or doubt}" if small or doubt else ""
     return Gate(f"baseline.{name}", status, value, limit, told)
@@ -215,34 +242,16 @@ def _too_small(name: str, share: float, report: Report, rules: Rules) -> str:
     return f"compact lost {lost_ms:.3g} ms, less than least_ms" if lost_ms < rules.least_ms else ""
 
 
-def _doubt(
-    name: str,
-    limit: float,
-    accepted: Device,
-    now: Mapping[str, float],
-    rule: Rule,
-    report: Report,
-) -> str:
-    """Why a figure beyond its limit may be noise of a busy machine; "" where it may not."""
+def _as_fast_at_best(name: str, accepted: Device, now: Mapping[str, float], rule: Rule) -> str:
+    """Why a slower median may be noise of a machine that nothing else tells is busy; "" where it may not."""
     kind, _, where = name.partition(".")
-    if kind in RATIOS:
-        low, high = ratio_entry(name, report)["speedup"]["ci95"]
-        if high >= limit:
-            return f"its interval {low:.2f} to {high:.2f} still holds the limit"
-        return _not_itself(accepted, report)
     best = f"best_ms.{where}"
-    if kind == "p50_ms" and best in accepted.figures and best in now:
-        allowed = max(rule.relative * accepted.figures[best], rule.absolute)
-        if now[best] <= accepted.figures[best] + allowed:
-            return f"the fastest sample is as fast as before ({now[best]:g} ms): the machine may be busy"
-    return _not_itself(accepted, report) if kind == "p50_ms" else ""
-
-
-def _not_itself(accepted: Device, report: Report) -> str:
-    """That the machine was busy or throttled, now or when the baseline was taken; "" where neither is known."""
-    if found := doubts_of(report):
-        return f"the machine was not itself: {'; '.join(found)}"
-    return f"the baseline is doubtful: {'; '.join(accepted.doubts)}" if accepted.doubts else ""
+    if kind != "p50_ms" or best not in accepted.figures or best not in now:
+        return ""
+    allowed = max(rule.relative * accepted.figures[best], rule.absolute)
+    if now[best] > accepted.figures[best] + allowed:
+        return ""
+    return f"the fastest sample is as fast as before ({now[best]:g} ms): the machine may be busy"
 
 
 def _other_device(environment: Mapping[str, Any], baseline: Baseline) -> Gate:

@@ -3,6 +3,9 @@
 A window runs `streams` sessions of one network, each in a thread of its own, all started together, for `window_s`
 seconds; windows of the networks take turns (A B B A). Throughput is images finished over the time until the last thread
 is done, and the ratio of throughputs has the same block bootstrap as a latency (bootstrap.py).
+
+Sessions of torch share Python's interpreter with each other, as the threads of any Python server do; each stream has
+the session's threads for itself.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from runtime.backend import Array, Session
+from runtime.errors import UserError
 from runtime.latency import Speedup, speedup
 
 Opener = Callable[[], Session]
@@ -49,22 +54,27 @@ def under_load(
     *,
     rounds: int = 8,
     window_s: float = 0.1,
+    limit_s: float = inf,
 ) -> Concurrency:
-    """`openers[i]` opens a session of network i, which is fed `feeds[i]`. Raises what a session raises."""
+    """`openers[i]` opens a session of network i, which is fed `feeds[i]`; all of them are open at once.
+
+    A window lasts `window_s`, or two launches where those take longer. Raises what a session raises, and UserError
+    after the warm-up where by its length the rounds would take longer than `limit_s`.
+    """
     assert rounds >= 5, "fewer make no interval"
     batches = [len(next(iter(feed.values()))) for feed in feeds]
     with ExitStack() as stack:
         opened: list[list[Session]] = []
         for opener in openers:
-            opened.append([opener() for _ in range(streams)])
-            for session in opened[-1]:
-                stack.callback(session.close)
+            opened.append([stack.enter_context(closing(opener())) for _ in range(streams)])
         pool = stack.enter_context(ThreadPoolExecutor(streams))
         seconds = np.empty((rounds, len(openers), 2))  # an image
         taken: list[list[float]] = [[] for _ in openers]
         for _ in range(2):  # not counted
+            begin = time.perf_counter()
             for sessions, feed in zip(opened, feeds, strict=True):
                 _window(pool, sessions, feed, window_s / 2)
+        _demand_time(2 * rounds * (time.perf_counter() - begin), limit_s, f"{rounds} rounds of {streams} at once")
         for number in range(rounds):
             order = [(number + step) % len(openers) for step in range(len(openers))]
             for place, which in enumerate(order + order[::-1]):
@@ -73,6 +83,15 @@ def under_load(
                 taken[which] += times
     loads = tuple(_load(seconds[:, i], times) for i, times in enumerate(taken))
     return Concurrency(streams, loads, tuple(speedup(seconds[:, 0], seconds[:, i]) for i in range(1, len(openers))))
+
+
+def _demand_time(expected_s: float, limit_s: float, what: str) -> None:
+    if expected_s > limit_s:
+        raise UserError(
+            f"{what} would take {expected_s:.0f} s, at most {limit_s:g} s are allowed",
+            "a network that takes less",
+            "allow more time, or take a smaller batch",
+        )
 
 
 def _window(

@@ -15,8 +15,9 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _EVERY_S = 1.0  # looking costs about a millisecond, and is done between samples
 
 
-def conditions() -> dict[str, Any]:
-    """load_1m, governor, cpu_mhz, and per GPU what `nvml.gpu_states` tells; None where the system does not say."""
+def conditions(*, gpus: bool = True) -> dict[str, Any]:
+    """load_1m, governor, cpu_mhz, and per GPU, if asked, what `nvml.gpu_states` tells; None where the system does not
+    say."""
     import psutil
 
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
@@ -24,16 +25,17 @@ def conditions() -> dict[str, Any]:
         "load_1m": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "governor": _GOVERNOR.read_text(encoding="utf-8").strip() if _GOVERNOR.is_file() else None,
         "cpu_mhz": round(frequency.current) if frequency and frequency.current else None,
-        "gpus": nvml.gpu_states(),
+        "gpus": nvml.gpu_states() if gpus else [],
     }
 
 
 class Watch:
     """Looks at the machine from its making to `document()`, in between whenever `look` is called, once a second at
-    most."""
+    most; at its GPUs only with `gpus`, for what they do matters to nothing that runs on the processor."""
 
-    def __init__(self) -> None:
-        self._seen = [conditions()]
+    def __init__(self, *, gpus: bool = True) -> None:
+        self._gpus = gpus
+        self._seen = [conditions(gpus=gpus)]
         self._last = self._start = time.perf_counter()
         self._cpu = _cpu_seconds()
 
@@ -41,14 +43,14 @@ class Watch:
         """Call it between samples; does nothing within a second of the last look."""
         now = time.perf_counter()
         if now - self._last >= _EVERY_S:
-            self._seen.append(conditions())
+            self._seen.append(conditions(gpus=self._gpus))
             self._last = now
 
     def document(self) -> dict[str, Any]:
         """`before` and `after` (`conditions()`); `others_busy_pct` and `stolen_pct`, the share of the usable cores'
         time that other processes and the hypervisor took; `cpu_mhz` and the GPUs' figures as [lowest, highest]; and
         `slowed_by`, every reason a GPU was throttled for. None where the system does not say."""
-        self._seen.append(conditions())
+        self._seen.append(conditions(gpus=self._gpus))
         before, after = self._cpu, _cpu_seconds()
         capacity = max(time.perf_counter() - self._start, 1e-9) * usable_cores()
         busy, own, stolen = (now - then for now, then in zip(after, before, strict=True))

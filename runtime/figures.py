@@ -51,15 +51,19 @@ def ratio_entry(name: str, report: Report) -> Mapping[str, Any]:
     return report["reference"] if kind == "reference" else dict(latencies(report))[where]
 
 
-def doubts_of(report: Report) -> list[str]:
-    """What made the run's latencies doubtful, each once."""
-    states = [
-        measured["protocol"]["conditions"]
-        for _, measured in latencies(report)
-        if measured.get("protocol") and measured["protocol"].get("conditions")
-    ]
-    worst = {one.split(" took ")[0]: one for state in states for one in complaints(state, settings=False)}
-    return list(worst.values())
+def measured_as(name: str) -> str:
+    """The measurement that a figure of speed comes from: `<where>`, which its speedup and its times share, or
+    `reference.b<batch>`; "" of figures that are none of speed."""
+    kind, _, where = name.partition(".")
+    return name if kind == "reference" else where if kind in (*RATIOS, *TIMES) else ""
+
+
+def doubts_of(name: str, report: Report) -> list[str]:
+    """What disturbed the machine while the figure was measured; [] of figures that are none of speed, or not there."""
+    kind, where = kind_of(name), measured_as(name)
+    found = report.get("reference") if kind == "reference" else dict(latencies(report)).get(where)
+    state = ((found or {}).get("protocol") or {}).get("conditions") if where else None
+    return complaints(state, settings=False) if state else []
 
 
 def demand_report(report: Report) -> None:

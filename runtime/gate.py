@@ -124,7 +124,10 @@ def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str 
 
     fail: the whole interval lies below the limit. pass: the point ratio reaches the limit and the whole interval lies
     above 1 (or above the limit, where that is less). inconclusive: anything else, as another measurement could turn it,
-    and any figure in `doubt`, which says why it rests on too little. `what` names what was timed.
+    and any figure in `doubt`, which says why it counts for nothing: too few blocks, or a machine that was disturbed
+    while they were taken (`disturbance`). Then it neither passes nor fails, however far from the limit: what another
+    process did to each of the two networks is not known. A limit of 0 asks for nothing and passes all the same. `what`
+    names what was timed.
     """
     name = "min_speedup"
     if speedup is None:
@@ -133,6 +136,8 @@ def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str 
     told = (
         f"{what}: {speedup.ratio:.2f} times as fast (95 % interval {low:.2f} to {high:.2f}), at least {limit:g} asked"
     )
+    if limit == 0:
+        return Gate(name, "pass", speedup.ratio, limit, told)
     if doubt:
         return Gate(name, "inconclusive", speedup.ratio, limit, f"{told}; {doubt}")
     if high < limit:
@@ -141,6 +146,13 @@ def speedup_gate(speedup: Speedup | None, limit: float, what: str, missing: str 
         return Gate(name, "pass", speedup.ratio, limit, told)
     why = "the interval reaches down to 1" if speedup.ratio >= limit else "the interval still holds the limit"
     return Gate(name, "inconclusive", speedup.ratio, limit, f"{told}; {why}: measure longer or on a quieter machine")
+
+
+def disturbance(complaints: Sequence[str]) -> str:
+    """Why figures of speed count for nothing, and the remedy, for a gate's reason; "" without `complaints`, which say
+    what disturbed the machine meanwhile (`runtime.conditions`)."""
+    told = ", ".join(complaints)
+    return f"the machine was disturbed ({told}): measure again on a quiet one" if told else ""
 
 
 def metric_gate(name: str, dense: float | None, compact: float | None, limit: float, missing: str = "") -> Gate:

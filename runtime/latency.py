@@ -103,7 +103,7 @@ def compare(
 ) -> Comparison:
     """Times the sessions on their feeds (`feeds[i]` is bound to `sessions[i]`). `clock` counts nanoseconds."""
     assert len(sessions) == len(feeds) > 0
-    watch = Watch()
+    watch = Watch(gpus=any(session.device != "cpu" for session in sessions))
     deadline = clock() + int(time_limit_s * 1e9)
     for session, feed in zip(sessions, feeds, strict=True):
         session.bind(feed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,10 +36,11 @@ class TorchSession:
     outputs of the session stay float32.
 
     The first axis of every output is taken for the batch. On a CUDA device work is queued on a stream of the
-    session's own and waited for by an event; TF32 is off during a run, so that float32 means float32. Torch's number
-    of threads is the process's: a run sets it, and
-    `close` puts back the one from before the session was opened. (Changed at every run, torch would start its threads
-    anew.)
+    session's own and waited for by an event; TF32 is off during a run, so that float32 means float32.
+
+    A run sets torch's number of threads for the thread it is called in, which has a team of its own: sessions in
+    several threads take `threads` cores each. `close` puts back the number from before the session was opened, so close
+    the last one opened first. (Changed at every run, torch would start its threads anew.)
     """
 
     backend = "torch"
@@ -147,7 +148,7 @@ class TorchSession:
             if self._stream is None or self._done is None:
                 self._results = _as_tuple(self._run_module(*self._arguments))
                 return
-            with torch.cuda.stream(self._stream), _without_tf32():
+            with torch.cuda.stream(self._stream), _WITHOUT_TF32:
                 if self._graph is not None:
                     self._graph.replay()
                 else:
@@ -177,7 +178,7 @@ class TorchSession:
     def _capture(self) -> None:
         cuda: Any = torch.cuda
         graph = cuda.CUDAGraph()
-        with torch.inference_mode(), _without_tf32(), cuda.graph(graph, stream=self._stream):
+        with torch.inference_mode(), _WITHOUT_TF32, cuda.graph(graph, stream=self._stream):
             self._results = _as_tuple(self._run_module(*self._arguments))
         self._settle()
         self._graph = graph
@@ -240,11 +241,27 @@ def _as_tuple(result: object) -> tuple[Tensor, ...]:
     return results
 
 
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+class _WithoutTf32:
+    """TF32 is off from the first run that begins to the last that ends: the switches are the process's, and sessions
+    run in several threads at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs = 0
+        self._before = False, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._runs == 0:
+                self._before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            self._runs += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._runs -= 1
+            if self._runs == 0:
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+
+
+_WITHOUT_TF32 = _WithoutTf32()

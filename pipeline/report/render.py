@@ -70,6 +70,7 @@ def environment() -> jinja2.Environment:
         "proven": proven,
         "rounds": rounds,
         "change": change,
+        "sessions": sessions,
         "not_worse": not_worse,
     }
     pages.filters["md"] = lambda text: str(text).translate(MARKDOWN)
@@ -92,6 +93,9 @@ def context(source: view.Source) -> dict[str, Any]:
         "method": speed_view.method(source),
         "swept": speed_view.swept(source),
         "headline": view.headline_latency(source),
+        "streams": speed_view.streams(report),
+        "loaded": speed_view.loaded(report),
+        "loaded_missing": speed_view.unmeasured_loads(report),
         "worst": worst(source),
         "comparisons": view.comparisons(source),
         "difference": view.difference(report),
@@ -179,6 +183,11 @@ def not_worse(hop: Hop) -> str:
 def interval(speedup: Speedup) -> str:
     """`1.98x (1.95 to 2.01)`."""
     return f"{numbers.ratio(speedup.ratio)} {numbers.between(*speedup.ci95)}"
+
+
+def sessions(count: int) -> str:
+    """`2 sessions`."""
+    return f"{count} session{'s' if count > 1 else ''}"
 
 
 def rounds(row: Candidate) -> str:

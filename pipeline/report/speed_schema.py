@@ -58,12 +58,15 @@ class Load(Part):
 class Concurrency(Part):
     """Several sessions at once; `speedup` is the ratio of throughputs."""
 
+    backend: str
+    precision: str
     streams: int
     batch: int
-    threads: int
-    dense: Load
-    compact: Load
-    speedup: Speedup
+    threads: int | None = Field(description="Of each session; null of an engine, and where nothing was measured.")
+    dense: Load | None
+    compact: Load | None
+    speedup: Speedup | None
+    reason: str | None
 
 
 class Reference(Part):
@@ -75,6 +78,7 @@ class Reference(Part):
     reference: Timing
     compact: Timing
     speedup: Speedup
+    protocol: dict[str, Any]
 
 
 class Finding(Part):

@@ -12,7 +12,8 @@ from pipeline.why import WORTHWHILE
 from runtime.conditions import complaints
 
 from . import numbers
-from .speed_schema import Why
+from .schema import Report
+from .speed_schema import Concurrency, Why
 from .view import LatencyRow, Source, headline_latency, latency_rows
 
 QUANTILES = {"fastest": 0.0, "5 %": 5, "25 %": 25, "50 %": 50, "75 %": 75, "95 %": 95, "99 %": 99, "slowest": 100.0}
@@ -113,6 +114,42 @@ def swept(source: Source) -> list[LatencyRow]:
         and row.figures.compact
     ]
     return rows if len(rows) > 1 else []
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A form of the networks with several sessions at once: an entry for each number of them, None where it has no
+    figures."""
+
+    name: str
+    entries: list[Concurrency | None]
+
+
+def streams(report: Report) -> list[int]:
+    """The numbers of sessions that were measured at once."""
+    return sorted({entry.streams for entry in report.concurrency})
+
+
+def loaded(report: Report) -> list[Loaded]:
+    """A row for each form that was measured with one number of sessions at least."""
+    found: dict[str, dict[int, Concurrency]] = {}
+    for entry in report.concurrency:
+        if entry.speedup is not None:
+            found.setdefault(f"{entry.backend} {entry.precision}", {})[entry.streams] = entry
+    return [Loaded(name, [entries.get(count) for count in streams(report)]) for name, entries in found.items()]
+
+
+def unmeasured_loads(report: Report) -> list[str]:
+    """`tensorrt_rtx fp32, fp16; 1, 2 at once: no GPU`, a line per backend and reason."""
+    found: dict[tuple[str, str], list[Concurrency]] = {}
+    for entry in report.concurrency:
+        if entry.speedup is None:
+            found.setdefault((entry.backend, entry.reason or ""), []).append(entry)
+    return [
+        f"{backend} {', '.join(dict.fromkeys(entry.precision for entry in entries))}; "
+        f"{', '.join(dict.fromkeys(str(entry.streams) for entry in entries))} at once: {reason}"
+        for (backend, reason), entries in found.items()
+    ]
 
 
 def method(source: Source) -> list[tuple[str, str]]:

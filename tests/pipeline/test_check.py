@@ -232,22 +232,6 @@ def test_a_compact_network_that_is_worse_fails(tmp_path: Path) -> None:
     assert document["accuracy_difference"]["only_first"] >= document["accuracy_difference"]["only_second"] + 1
 
 
-def test_a_speedup_that_is_not_there_fails(tmp_path: Path) -> None:
-    result, document = run(tmp_path, gates=SECTION.gates.model_copy(update={"min_speedup": 50.0}))
-    gate = document["verdict"]["gates"][2]
-    assert gate["status"] == "fail"
-    assert gate["limit"] == 50.0
-    assert gate["value"] == result.speedup == document["latency"]["onnxruntime"]["fp32"]["b4"]["speedup"]["ratio"]
-
-
-def test_too_few_blocks_decide_nothing(tmp_path: Path) -> None:
-    limits = SECTION.gates.model_copy(update={"min_speedup": 50.0})
-    _, document = run(tmp_path, gates=limits, min_blocks=100_000, batch_sizes=(4,))
-    gate = document["verdict"]["gates"][2]
-    assert gate["status"] == "inconclusive"
-    assert gate["reason"].endswith("of 100000 blocks in 1 s: raise check.time_limit_s")
-
-
 def test_a_graph_that_does_not_load_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_nothing(path: Path, *arguments: Any) -> Any:
         raise UserError(f"ONNX Runtime cannot load {path}", "a valid .onnx file", "export the network again")

@@ -132,6 +132,7 @@ def test_the_whole_line_leaves_every_stage_a_verdict_and_a_report(
     assert (whole_run / "report.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.usefixtures("quiet")
 def test_check_measures_again_and_nothing_else(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = compact_weights(copied_run)
     code = cli.command_line(["check", str(copied_run), "--set", "check.gates.min_speedup=1000"])

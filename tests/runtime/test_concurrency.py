@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from runtime.backend import open_session
 from runtime.concurrency import under_load
 from runtime.errors import UserError
 from runtime.feeds import random_feeds
-from tests.runtime.nets import write_onnx
+from runtime.torch_backend import TorchSession, image_inputs
+from tests.runtime.nets import SHAPE, Net, images, write_onnx
 
 
 class Sleeper:
@@ -77,3 +79,49 @@ def test_an_error_of_one_stream_arrives() -> None:
     with pytest.raises(UserError, match="it broke"):
         under_load([lambda: next(made)(0.001, opened)], [{"input": np.zeros((1, 1))}], 2, rounds=5, window_s=0.01)
     assert [session.closed for session in opened] == [1, 1]
+
+
+def test_a_network_that_would_take_too_long_says_so() -> None:
+    """A window of 50 ms holds one launch of 60 ms and the one before it: 20 windows would take 2.4 s and more."""
+    opened: list[Sleeper] = []
+    feeds = [{"input": np.zeros((1, 1))}] * 2
+    begin = time.perf_counter()
+    with pytest.raises(
+        UserError, match=r"5 rounds of 2 at once would take \d+ s, at most 1.5 s are allowed; "
+    ) as caught:
+        under_load([lambda: Sleeper(0.06, opened)] * 2, feeds, 2, rounds=5, limit_s=1.5)
+    assert time.perf_counter() - begin < 2.4 and "smaller batch" in caught.value.remedy
+    assert [session.closed for session in opened] == [1] * 4
+
+
+def test_sessions_are_closed_where_another_does_not_open() -> None:
+    def refuse() -> Sleeper:
+        raise UserError("no memory left", "room for one more", "run fewer")
+
+    opened: list[Sleeper] = []
+    with pytest.raises(UserError, match="no memory left"):
+        under_load([lambda: refuse() if opened else Sleeper(0.001, opened)], [{"input": np.zeros((1, 1))}], 2)
+    assert [session.closed for session in opened] == [1]
+
+
+def test_streams_of_torch_share_no_module_and_have_their_threads_each() -> None:
+    """Torch's number of threads is the calling thread's; a session sets it where it runs, and all is put back."""
+    seen: set[tuple[int, int, int]] = set()
+
+    class Spy(Net):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            seen.add((threading.get_ident(), id(self), torch.get_num_threads()))
+            return super().forward(batch)
+
+    before = torch.get_num_threads()
+    asked = before + 1
+    module = Spy()
+    told = under_load(
+        [lambda: TorchSession(module, image_inputs(SHAPE), device="cpu", threads=asked)] * 2,
+        [{"input": images(4)}] * 2, 2, rounds=5, window_s=0.005,
+    )  # fmt: skip
+    assert told.loads[0].n >= 10 and told.loads[1].images_per_s > 0
+    assert {count for _, _, count in seen} == {asked}
+    assert len({own for _, own, _ in seen}) == 4 and id(module) not in {own for _, own, _ in seen}
+    assert len({thread for thread, _, _ in seen} - {threading.get_ident()}) == 2
+    assert torch.get_num_threads() == before

@@ -77,6 +77,18 @@ def test_gpus_are_watched_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None
     assert gpu["slowed_by"] == ["temperature, driver"]
 
 
+def test_gpus_are_not_looked_at_for_what_runs_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process makes of a GPU disturbs nothing there."""
+    machine = Machine(monkeypatch)
+    machine.gpu |= {"slowed_by": ["power limit"]}
+    watch = Watch(gpus=False)
+    machine.now += 2.0
+    watch.look()
+    told = watch.document()
+    assert told["looks"] == 3 and machine.looks == 0 and told["gpus"] == told["before"]["gpus"] == []
+    assert complaints(Watch().document())[-1] == "GPU was throttled: power limit"
+
+
 def test_a_quiet_machine_has_no_complaints() -> None:
     quiet = {"before": {"governor": "performance"}, "others_busy_pct": 2.0, "stolen_pct": None, "gpus": []}
     assert complaints(quiet) == []

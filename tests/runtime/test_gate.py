@@ -9,6 +9,7 @@ from runtime.gate import (
     Status,
     accuracy_gate,
     difference_gate,
+    disturbance,
     engines_gate,
     hops_gate,
     metric_gate,
@@ -85,6 +86,21 @@ def test_a_speedup_that_rests_on_too_little_is_inconclusive(ratio: float) -> Non
     told = speedup_gate(Speedup(ratio, (ratio, ratio), "faster", 1.05), 1.5, "b32", doubt="5 of 30 blocks")
     assert (told.status, told.value) == ("inconclusive", ratio)
     assert told.reason.endswith("; 5 of 30 blocks")
+
+
+def test_a_limit_of_0_asks_for_nothing_whatever_the_machine_did() -> None:
+    speedup = Speedup(0.5, (0.4, 0.6), "slower", 1.05)
+    doubt = disturbance(["other processes took 48 % of the cores"])
+    told = speedup_gate(speedup, 0.0, "b32", doubt=doubt)
+    assert (told.status, told.value) == ("pass", 0.5) and "disturbed" not in told.reason
+    assert speedup_gate(speedup, 1e-9, "b32", doubt=doubt).status == "inconclusive"
+
+
+def test_a_disturbance_is_told_with_its_remedy() -> None:
+    told = disturbance(["other processes took 48 % of the cores", "L4 was throttled: power limit"])
+    assert told.startswith("the machine was disturbed (other processes took 48 % of the cores, L4 was throttled: ")
+    assert told.endswith("): measure again on a quiet one")
+    assert disturbance([]) == ""
 
 
 @pytest.mark.parametrize(("value", "status"), [(0.0, "pass"), (1e-5, "pass"), (1.1e-5, "fail")])

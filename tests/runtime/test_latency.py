@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime import nvml
 from runtime.backend import Array, TensorSpec, open_session
+from runtime.conditions import complaints
 from runtime.feeds import random_feeds
 from runtime.latency import MAX_SAMPLES, MIN_EFFECT, Comparison, Speedup, compare, end_to_end, speedup
 from tests.runtime.nets import write_onnx
@@ -92,6 +94,20 @@ def test_figures_of_constant_times() -> None:
     assert result.protocol["stopped"] == "interval narrow enough"
     assert json.loads(json.dumps(asdict(result), allow_nan=False))["settings"][0]["backend"] == "fake"
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("device", "watched"), [("cpu", []), ("cuda", ["L4"])])
+def test_gpus_are_watched_where_a_session_runs_on_one(
+    device: str, watched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = ("sm_mhz", "memory_mhz", "temperature_c", "power_w", "busy_pct", "power_limit_w")
+    state = {**dict.fromkeys(figures), "name": "L4", "slowed_by": ["power limit"]}
+    monkeypatch.setattr(nvml, "gpu_states", lambda: [state])
+    clock = Clock()
+    sessions = [Timed("A", clock, constant(1.0)), Timed("B", clock, constant(1.0), device=device)]
+    told = compare(sessions, [{}, {}], clock=clock).conditions
+    assert [gpu["name"] for gpu in told["gpus"]] == watched
+    assert any("L4 was throttled" in one for one in complaints(told)) == bool(watched)
 
 
 def test_one_session_alone_has_figures_and_no_speedup() -> None:

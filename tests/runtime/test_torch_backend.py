@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import UserError
-from runtime.torch_backend import TorchSession, image_inputs
+from runtime.torch_backend import TorchSession, _WithoutTf32, image_inputs
 from tests.runtime.nets import SHAPE, Net, expected, images
 
 
@@ -131,3 +131,23 @@ def test_modes_that_cannot_be() -> None:
 def _raising(*arguments: Tensor) -> Tensor:
     """Fails as a compiler does, on several lines."""
     raise RuntimeError("no compiler takes this\nand more")
+
+
+def test_tf32_stays_off_while_any_of_several_runs_lasts() -> None:
+    """The run that began first ends first; the switches come back with the last one."""
+    switches: Any = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = True
+        without = _WithoutTf32()
+        without.__enter__()
+        without.__enter__()
+        assert not any(switch.allow_tf32 for switch in switches)
+        without.__exit__()
+        assert not any(switch.allow_tf32 for switch in switches)
+        without.__exit__()
+        assert all(switch.allow_tf32 for switch in switches)
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed

@@ -50,14 +50,12 @@ def check() -> dict[str, Any]:
         "worst": {"from": "dense", "to": "compact", "images": [WORST]},
         "reference": None,
         "concurrency": [
-            {
-                "streams": 2,
-                "batch": 32,
-                "threads": 1,
-                "dense": load(17_000.0, 1.9),
-                "compact": load(25_500.0, 1.2),
-                "speedup": speedup(1.5),
-            },
+            loaded("onnxruntime", "fp32", 1, 12_000.0, 1.25),
+            loaded("onnxruntime", "fp32", 2, 17_000.0, 1.5),
+            loaded("onnxruntime", "fp16", 1, 9_000.0, 1.0),
+            not_loaded("onnxruntime", "fp16", 2, "5 rounds of 2 at once would take 61 s, at most 20 s are allowed"),
+            not_loaded("tensorrt_rtx", "fp16", 1, "no GPU on this machine"),
+            not_loaded("tensorrt_rtx", "fp16", 2, "no GPU on this machine"),
         ],
         "why": [why(4.0, 1.6)],
         "hops": [
@@ -134,6 +132,21 @@ WORST = {
     "index": 17, "label": "eight", "before": "eight", "after": "one", "p_before": 0.91, "p_after": 0.22,
     "file": "worst/17.png",
 }  # fmt: skip
+
+
+def loaded(backend: str, precision: str, streams: int, dense: float, ratio: float) -> dict[str, Any]:
+    """An entry of `concurrency`; `dense` is in images a second."""
+    return {
+        "backend": backend, "precision": precision, "streams": streams, "batch": 32, "threads": 1,
+        "dense": load(dense, 1.9), "compact": load(dense * ratio, 1.2), "speedup": speedup(ratio), "reason": None,
+    }  # fmt: skip
+
+
+def not_loaded(backend: str, precision: str, streams: int, reason: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("threads", "dense", "compact", "speedup"))
+    return {
+        "backend": backend, "precision": precision, "streams": streams, "batch": 32, **nothing, "reason": reason
+    }  # fmt: skip
 
 
 def load(images_per_s: float, p50: float) -> dict[str, Any]:

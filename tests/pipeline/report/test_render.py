@@ -42,7 +42,7 @@ def test_json_keeps_the_contract(run: Path) -> None:
         "detectable": 1.06,
     }
     assert report["hops"][0]["from"] == "masked" and report["hops"][0]["to"] == "torch"
-    assert report["why"][0]["share"] == 0.4 and report["concurrency"][0]["streams"] == 2
+    assert report["why"][0]["share"] == 0.4 and report["concurrency"][0]["streams"] == 1
     assert report["worst"]["images"][0]["file"] == "worst/17.png" and report["broken"] is None
     assert report["engines"][0]["sha256"] == "ab12" * 16
     assert [gate["name"] for gate in report["verdict"]["gates"]][:2] == ["max_accuracy_drop", "min_speedup"]
@@ -137,7 +137,15 @@ def test_nothing_is_explained_where_the_speed_follows_the_size(tmp_path: Path) -
 def test_speed_under_load_and_how_it_was_measured(run: Path) -> None:
     text = page(run).text
     load = section(text, "Several sessions at once").split("Where the time goes")[0]
-    assert "17,000 images/s" in load and "25,500 images/s" in load and "1.50x (1.46 to 1.55)" in load
+    table, folded = load.split("Throughput, and what a caller waits for")
+    assert "Batch 32; each session in a thread of its own, computing with 1 thread on a processor." in table
+    assert "Backend1 session2 sessions" in table
+    assert "onnxruntime fp321.25x (1.21 to 1.30)1.50x (1.46 to 1.55)" in table
+    assert "onnxruntime fp161.00x (0.96 to 1.05)" in table
+    assert "Not measured: onnxruntime fp16; 2 at once: 5 rounds of 2 at once would take 61 s" in table
+    assert "Not measured: tensorrt_rtx fp16; 1, 2 at once: no GPU on this machine" in table
+    assert "onnxruntime fp32, 2 at once17,000 images/s" in folded and "25,500 images/s" in folded
+    assert "at once9,000 images/s" in folded and "not distinguishable" in folded
     method = section(text, "how it was measured")
     assert "Smallest speedup it would have found1.06x" in method and "Cores taken by others3.1 %" in method
     assert "1.60x (1.56 to 1.65)1.44x (1.40 to 1.49)end to end" in section(text, "Latency")  # 0.9 of 1.6
@@ -149,7 +157,7 @@ def test_a_broken_hop_a_busy_machine_and_a_reference_are_named_on_top(tmp_path: 
     broken = {"model": "compact", "from": "simplified", "to": "fp16", "drop_pp": 12.5, "limit_pp": 1.0}
     entry = latency["onnxruntime"]["fp32"]["b32"]
     reference = {"file": "v1.onnx", "sha256": "0" * 64, "batch": 32, "reference": entry["dense"],
-                 "compact": entry["compact"], "speedup": entry["speedup"]}  # fmt: skip
+                 "compact": entry["compact"], "speedup": entry["speedup"], "protocol": entry["protocol"]}  # fmt: skip
     folder = write_run(tmp_path / "run", latency=latency, broken=broken, reference=reference)
     render(folder)
     for text in (page(folder).text, (folder / "report.md").read_text("utf-8").replace("\N{NO-BREAK SPACE}", " ")):
@@ -175,8 +183,14 @@ def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
     assert text.startswith("## digits, a small residual network: inconclusive\n")
     assert "| max\\_accuracy\\_drop | pass | 0.5038 | 1 |  |" in text
     assert "| MACs an image | 20.0 M | 5.00 M | 4.00x |" in text
-    rows = [line for line in text.splitlines() if line.startswith("| onnxruntime")]
+    latency, loads = text.split("### Several sessions at once")
+    rows = [line for line in latency.splitlines() if line.startswith("| onnxruntime")]
     assert len(rows) == 3 and all(line.count("|") == 7 for line in rows)
+    assert loads.lstrip().startswith(
+        "Ratio of throughputs, 95 % interval, batch 32:\n\n| Backend | 1 session | 2 sessions |\n|---|--:|--:|\n"
+        "| onnxruntime fp32 | 1.25x (1.21 to 1.30) | 1.50x (1.46 to 1.55) |\n"
+        "| onnxruntime fp16 | 1.00x (0.96 to 1.05) |  |\n\nNot measured: onnxruntime fp16; 2 at once: 5 rounds"
+    )
     engines = [line for line in text.split("### Engines")[1].splitlines() if line.startswith("|")]
     assert len(engines) == 6 and {line.count("|") for line in engines} == {8}
     assert "\n\n\n" not in text
