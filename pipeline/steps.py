@@ -199,7 +199,8 @@ def landing(task: Task, trained: Trained, cut: Cut, networks: tuple[nn.Module, n
     """Whether a steered training landed where it was told to, by the network that surgery left; None without a
     target."""
     from pipeline.training.latency import Stopwatch
-    from runtime.gate import target_gate
+    from runtime.conditions import complaints
+    from runtime.gate import disturbance, target_gate
     from runtime.macs import macs
 
     target = task.config.demp.target
@@ -212,8 +213,9 @@ def landing(task: Task, trained: Trained, cut: Cut, networks: tuple[nn.Module, n
         return target_gate("share of channels", target.channels, cut.channels_after / cut.channels_before)
     assert target.latency_ms is not None and trained.reached is not None
     stopwatch = Stopwatch(task.data().input_shape, target.batch, target.backend, task.config.threads)
-    faster = stopwatch.speedup(*networks)
+    told = stopwatch.compared(*networks)
+    faster, doubt = told.speedups[0], disturbance(complaints(told.conditions, settings=False))
     dense_ms = trained.reached["dense_latency_ms"]  # the machine may be faster today than when the training began
     low, high = (dense_ms / ratio for ratio in reversed(faster.ci95))
     what = f"batch {target.batch} on {target.backend}"
-    return target_gate(what, target.latency_ms, dense_ms / faster.ratio, " ms", (low, high))
+    return target_gate(what, target.latency_ms, dense_ms / faster.ratio, " ms", (low, high), doubt)

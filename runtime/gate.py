@@ -82,13 +82,21 @@ def non_inferiority_gate(difference: PairedAccuracy | None, margin_pp: float, mi
 
 
 def target_gate(
-    what: str, asked: float, reached: float, unit: str = "", ci95: tuple[float, float] | None = None
+    what: str,
+    asked: float,
+    reached: float,
+    unit: str = "",
+    ci95: tuple[float, float] | None = None,
+    doubt: str = "",
 ) -> Gate:
     """target: where a steered training was told to land; within TARGET_TOLERANCE of it. value and limit are shares of
-    the dense network, or ms. A figure off the mark whose interval `ci95` still holds it is inconclusive."""
+    the dense network, or ms. A figure off the mark whose interval `ci95` still holds it is inconclusive, and so is any
+    with a `doubt`, which says why it cannot be relied on."""
     off = reached / asked - 1
     side = "over" if off > 0 else "under"
     told = f"{what} {reached:.3g}{unit}, asked for {asked:.3g}{unit}: {100 * abs(off):.1f} % {side}"
+    if doubt:
+        return Gate("target", "inconclusive", reached, asked, f"{told}; {doubt}")
     if abs(off) <= TARGET_TOLERANCE:
         return Gate("target", "pass", reached, asked, told)
     if ci95 is None:

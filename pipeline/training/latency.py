@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.training.state import TrainState
 from runtime.backend import Session, open_session
-from runtime.latency import Comparison, Speedup, compare
+from runtime.latency import Comparison, compare
 
 OPSET = 18
 TIME_LIMIT_S = 4.0
@@ -41,13 +40,10 @@ class Stopwatch:
 
     def ms(self, *networks: nn.Module) -> list[float]:
         """p50 of each in milliseconds a launch, taken in turn. Raises UserError where one cannot be exported."""
-        return [row.p50_ms for row in self._compared(networks).models]
+        return [row.p50_ms for row in self.compared(*networks).models]
 
-    def speedup(self, one: nn.Module, other: nn.Module) -> Speedup:
-        """p50 of `one` over that of `other`, with its interval. Raises UserError where one cannot be exported."""
-        return self._compared((one, other)).speedups[0]
-
-    def _compared(self, networks: Sequence[nn.Module]) -> Comparison:
+    def compared(self, *networks: nn.Module) -> Comparison:
+        """All in turn, each against the first. Raises UserError where one cannot be exported."""
         feed = np.random.default_rng(0).standard_normal((self.batch, *self.shape), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             sessions = []

@@ -14,7 +14,7 @@ from pipeline.surgery.stage import Cut
 from pipeline.training.latency import Stopwatch
 from pipeline.training.stage import Trained
 from runtime.gate import Gate
-from runtime.latency import Speedup
+from runtime.latency import Comparison, Speedup
 
 DENSE = nn.Sequential(nn.Conv2d(1, 8, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 2, bias=False))
 COMPACT = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 4, 2, bias=False))
@@ -44,14 +44,15 @@ def test_shares_are_those_of_the_compact_network(key: str) -> None:
 
 def test_a_latency_is_measured_on_the_compact_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """2.5 times as fast as the dense network, of 5 ms when the training began: 2 ms, whatever the training told."""
-    timed: list[tuple[nn.Module, nn.Module]] = []
+    timed: list[tuple[nn.Module, ...]] = []
+    conditions: dict[str, Any] = {"before": {"governor": None}}
 
-    def speedup(self: Stopwatch, one: nn.Module, other: nn.Module) -> Speedup:
+    def compared(self: Stopwatch, *networks: nn.Module) -> Comparison:
         assert (self.shape, self.batch, self.threads) == ((1, 2, 2), 16, 1)
-        timed.append((one, other))
-        return Speedup(2.5, (2.0, 2.6), "faster", 1.1)
+        timed.append(networks)
+        return Comparison((), (Speedup(2.5, (2.0, 2.6), "faster", 1.1),), {}, (), conditions)
 
-    monkeypatch.setattr(Stopwatch, "speedup", speedup)
+    monkeypatch.setattr(Stopwatch, "compared", compared)
     told = {"latency_ms": 3.0, "dense_latency_ms": 5.0}
     met = landed({"latency_ms": 2.0, "batch": 16}, told)
     assert met is not None and (met.status, met.value, met.limit) == ("pass", 2.0, 2.0)
@@ -61,6 +62,11 @@ def test_a_latency_is_measured_on_the_compact_network(monkeypatch: pytest.Monkey
     assert "2 ms, asked for 3 ms: 33.3 % under (95 % interval 1.92 to 2.5 ms)" in far.reason
     near = landed({"latency_ms": 2.3, "batch": 16}, told)
     assert near is not None and near.status == "inconclusive", "1.92 to 2.5 ms holds 2.3"
+    conditions["others_busy_pct"] = 40.0
+    for asked in (2.0, 3.0):
+        doubted = landed({"latency_ms": asked, "batch": 16}, told)
+        assert doubted is not None and doubted.status == "inconclusive"
+        assert "other processes took 40 % of the cores" in doubted.reason
 
 
 def test_the_stopwatch_tells_two_networks_apart() -> None:
@@ -68,6 +74,6 @@ def test_the_stopwatch_tells_two_networks_apart() -> None:
     fast = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
     for network in (slow, fast):
         network(torch.zeros(1, 1, 16, 16))
-    told = Stopwatch((1, 16, 16), batch=8, threads=1).speedup(slow, fast)
+    told = Stopwatch((1, 16, 16), batch=8, threads=1).compared(slow, fast).speedups[0]
     assert told.verdict == "faster" and told.ratio > 1
     assert told.ci95[0] <= told.ratio <= told.ci95[1]
