@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,8 +86,12 @@ def test_only_the_formats_of_image_folders_are_read(tmp_path: Path, kind: str, m
     Image.new("RGB", (16, 16)).save(tmp_path / "train" / "ant" / "0.png", kind)
     asked: list[str] = []
     reader, accept = Image.OPEN[kind]
-    spied = lambda *given: (asked.append(kind), reader(*given))[1]  # noqa: E731
-    monkeypatch.setitem(Image.OPEN, kind, (spied, accept))
+
+    def spy(*given: Any) -> Any:
+        asked.append(kind)
+        return reader(*given)
+
+    monkeypatch.setitem(Image.OPEN, kind, (spy, accept))
     with pytest.raises(UserError, match=r"train/ant/0\.png cannot be decoded .*; one of JPEG, PNG, ") as caught:
         load(config.Data(source=f"imagefolder:{tmp_path}", image_size=8))
     assert asked == [] and "\n" not in str(caught.value)
