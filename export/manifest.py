@@ -18,10 +18,11 @@ from pydantic_core import from_json
 
 from export.files import sha256, write_json
 from export.flavours import Flavour
+from runtime.backend import SIDECAR_BYTES
 from runtime.errors import UserError
+from runtime.files import read_bounded
 
 SCHEMA = 2
-MAX_BYTES = 1 << 20
 
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,4}([.+a-z-][0-9A-Za-z.+-]{0,32})?$")]
@@ -203,12 +204,9 @@ def read(engine: Path) -> Manifest:
 def _document(path: Path, remedy: str) -> dict[str, Any]:
     """The file as a JSON object of our schema."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bounded(path, SIDECAR_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})", "the engine's manifest", remedy) from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is over {MAX_BYTES} bytes", "a manifest", remedy)
     try:
         document: Any = from_json(data, allow_inf_nan=False)
     except ValueError as error:

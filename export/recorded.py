@@ -22,6 +22,7 @@ from export.release_index import Index
 from export.served import Model, copy_file
 from export.triton_config import DATA_TYPES, Signature
 from runtime.errors import UserError
+from runtime.files import read_bounded
 
 SAMPLES = 4
 MAX_BYTES = 256 << 20
@@ -166,12 +167,9 @@ def _read(folder: Path, index: Index, name: str, kind: type[_Body]) -> _Body:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise UserError(f"{path} is no plain file", expected, remedy)
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})", expected, remedy) from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is over {MAX_BYTES >> 20} MiB", expected, remedy)
     if hashlib.sha256(data).hexdigest() != index.files.get(name):
         raise UserError(f"{path} was changed", expected, remedy)
     try:

@@ -12,6 +12,7 @@ from pydantic_core import from_json
 
 from export.files import sha256, write_json
 from runtime.errors import UserError
+from runtime.files import read_bounded
 
 INDEX = "demport.json"
 MAX_BYTES = 16 << 20
@@ -68,12 +69,9 @@ def read_index(folder: Path) -> Index:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise UserError(f"{path} is no plain file", expected, remedy)
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})", expected, remedy) from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is over {MAX_BYTES} bytes", expected, remedy)
     try:
         index = Index.model_validate(from_json(data, allow_inf_nan=False))
     except ValidationError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from pipeline.run import (
 )
 from pipeline.workspace import CONFIG, STAGES, Done, is_run
 from runtime.errors import UserError
+from runtime.files import read_json
 
 if TYPE_CHECKING:
     from pipeline.publishing import Published, Target
@@ -126,7 +126,7 @@ def _verdict(folder: Path, made: Sequence[Done]) -> str | None:
     try:
         if any(record.content["upstream"][done.stage] != done.digest for done in made):
             return None
-        return str(json.loads((folder / CHECK / "check.json").read_text("utf-8"))["verdict"]["status"])
+        return str(read_json(folder / CHECK / "check.json")["verdict"]["status"])
     except (KeyError, TypeError, ValueError, OSError):  # sealed by somebody else
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.workspace import CONFIG
 from runtime import gate_output
 from runtime.baseline import Baseline, judge, read_baseline, updated
 from runtime.errors import UserError
+from runtime.files import read_json
 
 REPORT = "report.json"
 
@@ -74,8 +74,8 @@ def _report(run: Path) -> dict[str, Any]:
     if (run / CONFIG).is_file() and not rendering.is_current(run):
         raise UserError(f"{path} is not of the stages beside it", "a report of them", f"run `demport report {run}`")
     try:
-        report = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        report = read_json(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: {reason}", "the report of a run", "make one with `demport run`") from error
     if not isinstance(report, dict):

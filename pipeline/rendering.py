@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pipeline import files, stage_record
 from pipeline.workspace import CONFIG, REPORTS, STAGES
+from runtime.files import read_json
 
 MARK = ".rendered.json"
 REPORT_BYTES = 8 * 2**20
@@ -30,7 +30,7 @@ def render(folder: Path) -> None:
 def is_current(folder: Path) -> bool:
     """Whether the three files are there and were made from the stages that are there."""
     try:
-        mark = json.loads((folder / MARK).read_text("utf-8"))
+        mark = read_json(folder / MARK)
     except (OSError, ValueError):
         return False
     return bool(mark == _made_from(folder)) and all((folder / name).is_file() for name in REPORTS)

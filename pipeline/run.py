@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from pipeline import contents, data, files, rendering, steps
 from pipeline.config import Config
 from pipeline.config_file import dump_config
 from pipeline.progress import Progress
+from pipeline.report.reading import read_told
 from pipeline.steps import Task
 from pipeline.workspace import CONFIG, STAGES, Done, Workspace, open_workspace
 from runtime import device as machine
@@ -220,7 +220,7 @@ def outcome_of(folder: Path, stages: list[Done], progress: Progress) -> Outcome:
         progress.note(f"nothing to do: {folder} is up to date")
     verdict = None
     if stages[-1].stage == CHECK:
-        verdict = json.loads((stages[-1].folder / "check.json").read_text("utf-8"))["verdict"]
+        verdict = read_told(stages[-1].folder / "check.json")["verdict"]
     done = tuple(done.stage for done in stages if done.ran)
     return Outcome(folder, verdict, done, tuple(done.stage for done in stages if not done.ran))
 

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from export.files import sha256, write_json
 from runtime.errors import UserError
+from runtime.files import read_json
 
 SCHEMA = 1
 NAME = "stage.json"
@@ -89,8 +90,8 @@ def read(folder: Path) -> Record | None:
 def read_unverified(folder: Path) -> dict[str, Any] | None:
     """The content of stage.json without hashing the files; None where it is missing or unreadable."""
     try:
-        content = json.loads((folder / NAME).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(folder / NAME)
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 

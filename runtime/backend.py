@@ -6,7 +6,6 @@ Copies are apart from compute: `bind` copies the inputs to where the network run
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from runtime.errors import UserError
+from runtime.files import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,7 @@ BACKENDS = {
 }
 OPTIONS = {flavour: {"cuda_graph", "allow_host_code"} for flavour in ("tensorrt", "tensorrt_rtx")}
 ENGINE_SUFFIXES = (".engine", ".plan")
+SIDECAR_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,9 @@ def sidecar(engine: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, SIDECAR_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "an engine manifest", "build the engine again") from error
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error})", "an engine manifest", "build the engine again") from error
     if not isinstance(content, dict):

@@ -32,6 +32,7 @@ from runtime.figures import (
     measured_as,
     ratio_entry,
 )
+from runtime.files import read_bounded
 from runtime.gate import Gate, Status, Verdict, disturbance, verdict
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -105,9 +106,7 @@ def read_baseline(path: Path) -> Baseline:
     """UserError for a file that is missing, too large, no JSON, or no baseline of ours."""
     expected, remedy = "a baseline that `demport gate --update` wrote", "check the path, or write it with --update"
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} is larger than {_MAX_BYTES >> 20} MiB", expected, remedy)
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        document = json.loads(read_bounded(path, _MAX_BYTES).decode(), parse_constant=_refuse)
         return Baseline.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]

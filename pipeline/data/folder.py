@@ -20,6 +20,9 @@ from pipeline.data.batching import augmented, batch_indices, batch_stream, rando
 from runtime.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""By content, whatever the name says (photos from the web are often GIFs called .jpg). Pillow's other readers are many,
+and the one of EPS starts Ghostscript."""
 MOMENTS_FROM = 1024
 AHEAD = 2
 """Batches that are decoded while one is used."""
@@ -156,11 +159,13 @@ def dataset(folder: Path, image_size: int | None, workers: int, fingerprint: str
 def opened(path: Path) -> Image.Image:
     """Decoded, RGB. Raises UserError naming the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and others
         raise UserError(
-            f"{path} cannot be decoded ({error})", "an image file", "mend the file or take it out of the folder"
+            f"{path} cannot be decoded ({error})",
+            f"one of {', '.join(FORMATS)}",
+            "mend or convert the file, or take it out of the folder",
         ) from error
 
 

@@ -13,7 +13,7 @@ from runtime.errors import UserError
 
 from .engine_schema import with_proofs
 from .graph_schema import graphs
-from .reading import Json, Told, damaged, read_json
+from .reading import Json, Told, damaged, read_told
 from .schema import Report
 from .training_view import read_history
 from .view import Source
@@ -25,11 +25,11 @@ DENSE, DEMP, SURGERY, ENGINE, CHECK, PUBLISH = (
 
 def collect(run: Path) -> Source:
     """Everything the report shows of the run folder `run`; UserError where it holds no stage or a file is damaged."""
-    records = {name: read_json(run / name / "stage.json") for name in STAGES if (run / name).is_dir()}
+    records = {name: read_told(run / name / "stage.json") for name in STAGES if (run / name).is_dir()}
     if not records:
         raise UserError(f"{run}: no finished stage", "expected a run folder", "run `demport run` first")
-    check = read_json(run / CHECK / "check.json") if CHECK in records else None
-    certificate = read_json(run / SURGERY / "certificate.json") if SURGERY in records else None
+    check = read_told(run / CHECK / "check.json") if CHECK in records else None
+    certificate = read_told(run / SURGERY / "certificate.json") if SURGERY in records else None
     surgery = _surgery(certificate, records.get(SURGERY))
     config = load_config(run / CONFIG) if (run / CONFIG).exists() else None
     document = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from runtime.errors import UserError
+from runtime.files import read_json
 
 Json = Mapping[str, Any]
 
@@ -23,10 +23,12 @@ class Told(dict[str, Any]):
         damaged(self.path, f"lacks `{key}`")
 
 
-def read_json(path: Path) -> Told:
+def read_told(path: Path) -> Told:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        value = read_json(path)
+    except OSError as error:
+        damaged(path, error.strerror or str(error))
+    except ValueError as error:
         damaged(path, str(error))
     if not isinstance(value, dict):
         damaged(path, "not an object")

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.files import read_bounded
+
 from . import numbers, training_plots
 from .plots import Picture, Role
 from .reading import damaged
 from .training_plots import Curve, Deaths, Line, Panel
 
 MOMENTS = 5  # columns of the table of layers
+HISTORY_BYTES = 256 << 20
+"""A line tells three figures of each layer: 10,000 epochs of 200 layers fit."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ def read_history(folder: Path) -> list[Epoch]:
     if not path.exists():
         return []
     try:
-        return [_epoch(json.loads(line)) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        lines = read_bounded(path, HISTORY_BYTES).decode().splitlines()
+        return [_epoch(json.loads(line)) for line in lines if line.strip()]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         damaged(path, f"{type(error).__name__}: {error}")
 
 

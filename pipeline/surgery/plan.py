@@ -23,6 +23,7 @@ from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.trace import trace
 from runtime.errors import UserError
+from runtime.files import read_bounded
 
 PLAN, WEIGHTS, CERTIFICATE = "plan.json", "weights.safetensors", "certificate.json"
 MAX_PLAN_BYTES = 64 << 20
@@ -127,11 +128,7 @@ def _kept(
 def read_plan(path: Path) -> Plan:
     """Read and check a plan; UserError says what does not fit."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_PLAN_BYTES + 1)
-        if len(content) > MAX_PLAN_BYTES:
-            raise _no_plan(path, f"more than {MAX_PLAN_BYTES} bytes")
-        plan = Plan.model_validate_json(content)
+        plan = Plan.model_validate_json(read_bounded(path, MAX_PLAN_BYTES))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})", "a plan", "cut the network again") from None
     except ValidationError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.models import load_weights, save_weights
 from pipeline.surgery.plan import apply_plan, plan_before, read_plan
 from pipeline.training.optimizer import Optimizer
 from runtime.errors import UserError
+from runtime.files import read_json
 
 STATE, WEIGHTS, PLAN, OPTIMIZER, METHOD = (
     "state.json", "weights.safetensors", "plan.json", "optimizer.safetensors", "method.safetensors"
@@ -78,7 +78,7 @@ class Checkpoints:
 
 def read(folder: Path, fresh: Callable[[], nn.Module]) -> Snapshot:
     """One checkpoint; ValueError where a file is not the one that was written."""
-    state = json.loads((folder / STATE).read_text("utf-8"))
+    state = read_json(folder / STATE)
     for name, mark in state["files"].items():
         if Path(name).name != name or sha256(folder / name) != mark:
             raise ValueError(f"{name} is not what was written")

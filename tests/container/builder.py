@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 BASE, IMAGE = "localhost/demport-base", "localhost/demport"
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
@@ -25,6 +27,14 @@ def missing() -> str | None:
     if absent:
         return f"no {' and no '.join(absent)} here"
     return None if os.geteuid() == 0 else "buildah with chroot isolation and mmdebstrap need root"
+
+
+def demand_builder() -> None:
+    """Skip where no image can be built; in CI, where one is installed, fail."""
+    if reason := missing():
+        if os.environ.get("CI") == "true" and os.geteuid() == 0:
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 @dataclass(frozen=True)
@@ -43,23 +53,26 @@ class Built:
     def run(
         self,
         *arguments: str,
-        entrypoint: Sequence[str] | None = None,
-        volumes: Sequence[str] = (),
         user: str | None = None,
         timeout_s: int = 900,
     ) -> subprocess.CompletedProcess[str]:
         """What `docker run IMAGE ARGUMENTS` does; `buildah run` leaves the entry point to us."""
         config = self.config()["config"]
-        first = (config["Entrypoint"] or ()) if entrypoint is None else entrypoint
-        options = [word for volume in volumes for word in ("--volume", volume)]
-        options += ["--user", user] if user else []
-        command = [*first, *(arguments or config["Cmd"])]
-        words = ["run", "--isolation", "chroot", *options, self.container, "--", *command]
-        return _buildah(self.store, *words, check=False, timeout_s=timeout_s)
+        command = [*(config["Entrypoint"] or ()), *(arguments or config["Cmd"])]
+        options = ["--user", user] if user else []
+        return _run(self.words(self.container, command, options), check=False, timeout_s=timeout_s)
 
     def shell(self, script: str) -> str:
         """Standard output of a script in the image, as its user."""
-        return _buildah(self.store, "run", "--isolation", "chroot", self.container, "--", "sh", "-c", script).stdout
+        return _run(self.words(self.container, ["sh", "-c", script]), timeout_s=600).stdout
+
+    def words(self, container: str, command: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+        """The command line that runs `command` in a container."""
+        return [*_at(self.store), "run", "--isolation", "chroot", *options, container, "--", *command]
+
+    def new_base(self) -> str:
+        """A container of the base that the image was built on."""
+        return _buildah(self.store, "from", BASE).stdout.strip()
 
 
 @contextmanager
@@ -108,8 +121,11 @@ def _mirror() -> str:
 def _buildah(
     store: Path, *arguments: str, check: bool = True, timeout_s: int = 600
 ) -> subprocess.CompletedProcess[str]:
-    places = ["--root", str(store / "root"), "--runroot", str(store / "run")]
-    return _run(["buildah", *places, *arguments], check=check, timeout_s=timeout_s)
+    return _run([*_at(store), *arguments], check=check, timeout_s=timeout_s)
+
+
+def _at(store: Path) -> list[str]:
+    return ["buildah", "--root", str(store / "root"), "--runroot", str(store / "run")]
 
 
 def _run(command: Sequence[str], *, check: bool = True, timeout_s: int) -> subprocess.CompletedProcess[str]:

@@ -8,17 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.container.builder import ROOT
+from tests.container.services import compose
 
 TEXT = (ROOT / "Dockerfile").read_text("utf-8")
-
-
-def compose(name: str = "compose.yaml") -> dict[str, Any]:
-    document = yaml.safe_load((ROOT / name).read_text("utf-8"))
-    assert isinstance(document, dict)
-    return document
 
 
 def test_hadolint_has_nothing_to_say() -> None:

@@ -16,7 +16,7 @@ from export.served import Model, Sources
 from runtime.errors import UserError
 from tests.export.engines import stand_in
 from tests.export.graphs import conv_net, images
-from tests.export.test_triton import LABELS, files
+from tests.export.repositories import LABELS, files
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from export import manifest
+from runtime.backend import SIDECAR_BYTES
 from runtime.errors import UserError
 from tests.export.engines import document, stand_in
 
@@ -100,7 +101,7 @@ def test_refuses_a_manifest_that_is_not_one(tmp_path: Path, edit: Callable[[Docu
         (b"[" * 100_000, "is not JSON"),
         (b'{"schema": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        (b" " * (manifest.MAX_BYTES + 1), "is over 1048576 bytes"),
+        (b" " * (SIDECAR_BYTES + 1), "over 1048576 bytes"),
     ],
     ids=["empty", "list", "nan", "deep", "long", "binary", "huge"],
 )

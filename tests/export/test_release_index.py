@@ -68,7 +68,7 @@ def test_what_is_no_json_is_refused(folder: Path, raw: bytes) -> None:
 def test_large_linked_and_missing_files_are_refused(folder: Path, tmp_path: Path) -> None:
     path = folder / "demport.json"
     path.write_bytes(b" " * (MAX_BYTES + 1))
-    with pytest.raises(UserError, match="is over"):
+    with pytest.raises(UserError, match="over 16777216 bytes"):
         read_index(folder)
     path.unlink()
     with pytest.raises(UserError, match="cannot be read"):

@@ -17,7 +17,7 @@ from export.triton import Content, publish
 from export.triton_ensemble import Images, names_graph, pixels_graph, write_sample
 from pipeline.asking import load_image
 from tests.export.graphs import conv_net, images
-from tests.export.test_triton import LABELS, config_of, files
+from tests.export.repositories import LABELS, config_of, files
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.5, 1.0, 2.0)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export import recorded as recorded_bodies
 from export.recorded import Exchange, RecordedTensor, write_recorded
 from export.release_index import ImageInput, PublishedModel, read_index, write_index
 from pipeline import asking, cli
@@ -129,6 +130,14 @@ def test_waiting_for_no_number_of_seconds(complete: Path, capsys: pytest.Capture
         assert cli.command_line(["ask", "http://127.0.0.1:9", str(complete), option, "nan"]) == 2
         shown = capsys.readouterr().err
         assert option in shown and shown.startswith("error: ")
+
+
+def test_recorded_answers_too_long_to_be_some_are_not_read_to_their_end(
+    complete: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recorded_bodies, "MAX_BYTES", 20)
+    assert cli.command_line(["ask", "http://127.0.0.1:9", str(complete)]) == 2
+    assert "sample-request.json cannot be read (over 20 bytes)" in capsys.readouterr().err
 
 
 def as_link(path: Path) -> None:

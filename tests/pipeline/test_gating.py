@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.gating import Request, gate
 from runtime.errors import UserError
+from runtime.files import MAX_JSON_BYTES
 from tests.runtime.test_baseline import report
 
 
@@ -83,6 +84,16 @@ def test_a_corrupt_baseline_is_not_overwritten(tmp_path: Path) -> None:
     assert baseline.read_text() == "{}"
     with pytest.raises(UserError, match="No such file"):
         gate(Request(tmp_path, tmp_path / "absent.json"))
+
+
+def test_a_report_too_long_to_be_one_is_not_read_to_its_end(tmp_path: Path) -> None:
+    write(tmp_path, report())
+    gate(Request(tmp_path, tmp_path / "baseline.json", update=True))
+    with (tmp_path / "report.json").open("ab") as file:
+        file.write(b" " * MAX_JSON_BYTES)
+    with pytest.raises(UserError, match=f"report.json: over {MAX_JSON_BYTES} bytes") as caught:
+        gate(Request(tmp_path, tmp_path / "baseline.json"))
+    assert caught.value.expected == "the report of a run"
 
 
 @pytest.mark.parametrize(

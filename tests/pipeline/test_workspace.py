@@ -15,6 +15,7 @@ import pytest
 from pipeline import stage_record
 from pipeline.workspace import Done, is_run
 from runtime.errors import UserError
+from runtime.files import MAX_JSON_BYTES
 from tests.pipeline.small_stages import Made, Part, line, opened, ran, snapshot, writer
 
 
@@ -106,6 +107,12 @@ def edit_record(folder: Path) -> None:
     (folder / "stage.json").write_text(text.replace('"number": 0.5', '"number": 0.9'))
 
 
+def pad_record(folder: Path) -> None:
+    """Still the same JSON."""
+    with (folder / "stage.json").open("ab") as file:
+        file.write(b" " * MAX_JSON_BYTES)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "one byte, same size and time": (corrupt_byte, "sub/part was changed"),
     "a file is gone": (lambda folder: (folder / "text").unlink(), "text is missing"),
@@ -115,6 +122,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "record cut": (lambda folder: os.truncate(folder / "stage.json", 40), "stage.json is missing or unreadable"),
     "record empty": (lambda folder: (folder / "stage.json").write_text("[]"), "stage.json is missing or unreadable"),
     "other schema": (lambda folder: (folder / "stage.json").write_text('{"schema": 9}'), "of another schema"),
+    "record too long": (pad_record, "stage.json is missing or unreadable"),
     "keys gone": (lambda folder: (folder / "stage.json").write_text('{"schema": 1}'), "lacks what it should hold"),
     "wrong types": (
         lambda folder: (folder / "stage.json").write_text('{"schema": 1, "upstream": 3, "files": []}'),

@@ -216,7 +216,7 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         read_baseline(tmp_path)
     large = tmp_path / "large.json"
     large.write_bytes(b" " * (5 << 20))
-    with pytest.raises(UserError, match="larger than 4 MiB"):
+    with pytest.raises(UserError, match="over 4194304 bytes"):
         read_baseline(large)
 
 

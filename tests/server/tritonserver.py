@@ -58,21 +58,19 @@ def tritonserver(repository: Path, *options: str, wait_s: float = 90) -> Iterato
     venv = server_environment()
     with tempfile.TemporaryDirectory(prefix="demport-server.") as name:
         folder = Path(name)
-        ports = _free_ports(3)
-        command = [str(_package(venv) / "bin" / "tritonserver"), f"--model-repository={repository}"]
-        command += [f"--backend-directory={_backends(folder / 'backends', venv)}", "--exit-on-error=false"]
+        ports = free_ports(3)
+        command = [str(package(venv) / "bin" / "tritonserver"), f"--model-repository={repository}"]
+        command += [f"--backend-directory={backends(folder / 'backends', venv)}", "--exit-on-error=false"]
         command += ["--exit-timeout-secs=3", *options]
         for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True):
             command += [f"--{kind}-address=127.0.0.1", f"--{kind}-port={port}"]
-        libraries = f"{_site(venv) / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-        # The stub's Python is the first python3 on PATH.
-        env = {**os.environ, "PATH": f"{venv / 'bin'}:{os.environ['PATH']}", "LD_LIBRARY_PATH": libraries}
+        env = {**os.environ, **variables(venv, os.environ["PATH"])}
         log = folder / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
         try:
             running = Running(ports[0], ports[1], log, process.pid)
-            _wait(running, process, wait_s)
+            wait(f"{running.url}/v2/health/live", process, log, wait_s)
             yield running
         finally:
             process.send_signal(signal.SIGTERM)
@@ -83,39 +81,46 @@ def tritonserver(repository: Path, *options: str, wait_s: float = 90) -> Iterato
                 process.wait()
 
 
-def _wait(running: Running, process: subprocess.Popen[bytes], wait_s: float) -> None:
+def wait(url: str, process: subprocess.Popen[bytes], log: Path, wait_s: float) -> None:
+    """Until `url` answers 200; fails with the end of the log where the process ends before, or never answers."""
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            with urlopen(f"{running.url}/v2/health/live", timeout=2) as answer:
+            with urlopen(url, timeout=2) as answer:
                 assert answer.status == 200
             return
         except OSError:
-            told = running.log.read_text(errors="replace")[-4000:]
+            told = log.read_text(errors="replace")[-4000:]
             assert process.poll() is None and time.monotonic() < deadline, f"tritonserver is not up:\n{told}"
             time.sleep(0.1)
 
 
-def _backends(folder: Path, venv: Path) -> Path:
+def backends(folder: Path, venv: Path) -> Path:
     """The python backend with its stub for this Python, as plain files (Triton follows no links), and ours."""
-    shutil.copytree(_package(venv) / "backends" / "python", folder / "python")
+    shutil.copytree(package(venv) / "backends" / "python", folder / "python")
     version = sysconfig.get_python_version()
-    shutil.copy2(_package(venv) / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "python")
+    shutil.copy2(package(venv) / "python_backend_stubs" / version / "triton_python_backend_stub", folder / "python")
     for backend in ("onnxruntime", "tensorrt"):
         (folder / backend).mkdir()
         shutil.copy(BACKENDS / backend / "model.py", folder / backend / "model.py")
     return folder
 
 
+def variables(venv: Path, path: str) -> dict[str, str]:
+    """What the server's environment needs: the first python3 on PATH is the one that the stub runs."""
+    libraries = f"{_site(venv) / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+    return {"PATH": f"{package(venv) / 'bin'}:{venv / 'bin'}:{path}", "LD_LIBRARY_PATH": libraries}
+
+
 def _site(venv: Path) -> Path:
     return Path(sysconfig.get_paths(vars={"base": str(venv), "platbase": str(venv)})["purelib"])
 
 
-def _package(venv: Path) -> Path:
+def package(venv: Path) -> Path:
     return _site(venv) / "pytriton" / "tritonserver"
 
 
-def _free_ports(count: int) -> Sequence[int]:
+def free_ports(count: int) -> Sequence[int]:
     """All taken at once, so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from pipeline import config
 from pipeline.data import fingerprint, load
+from pipeline.data.folder import SUFFIXES
 from runtime.errors import UserError
 from tests.pipeline.data.sets import whole
 
@@ -75,6 +77,43 @@ def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
                 whole(load(config.Data(source=f"imagefolder:{tmp_path}")), split)
         path.write_bytes(sound)
     assert len(whole(load(config.Data(source=f"imagefolder:{tmp_path}")), "test")[0]) == 2
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "ICO"])
+def test_only_the_formats_of_image_folders_are_read(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is called, and without a call of the other format's reader."""
+    write_images(tmp_path)
+    Image.new("RGB", (16, 16)).save(tmp_path / "train" / "ant" / "0.png", kind)
+    asked: list[str] = []
+    reader, accept = Image.OPEN[kind]
+
+    def spy(*given: Any) -> Any:
+        asked.append(kind)
+        return reader(*given)
+
+    monkeypatch.setitem(Image.OPEN, kind, (spy, accept))
+    with pytest.raises(UserError, match=r"train/ant/0\.png cannot be decoded .*; one of JPEG, PNG, ") as caught:
+        load(config.Data(source=f"imagefolder:{tmp_path}", image_size=8))
+    assert asked == [] and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_every_suffix_that_is_listed_is_read(tmp_path: Path, suffix: str) -> None:
+    write_images(tmp_path)
+    grey = suffix == ".pgm"
+    Image.new("L" if grey else "RGB", (10, 12), 200 if grey else (200, 10, 10)).save(tmp_path / f"x{suffix}")
+    (tmp_path / f"x{suffix}").rename(tmp_path / "train" / "ant" / f"9{suffix}")
+    data = load(config.Data(source=f"imagefolder:{tmp_path}"))
+    red = whole(data)[0][3, 0] * data.std[0] + data.mean[0]
+    assert len(data.train) == 6
+    assert red.mean().item() == pytest.approx(200 / 255, abs=0.02)
+
+
+def test_a_gif_called_jpg_is_read(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    Image.new("RGB", (10, 12), (255, 0, 0)).save(tmp_path / "train" / "ant" / "9.jpg", "GIF")
+    data = load(config.Data(source=f"imagefolder:{tmp_path}"))
+    assert len(data.train) == 6 and len(whole(data)[0]) == 6
 
 
 def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:

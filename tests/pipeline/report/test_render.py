@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.report.render import render
 from runtime.errors import UserError
+from runtime.files import MAX_JSON_BYTES
 from tests.pipeline.report.check_document import CONDITIONS, check, why
 from tests.pipeline.report.page import document, page, section
 from tests.pipeline.report.run_folder import AFTER, BEFORE, DEAD, PNG, STAGES, stage, write_json, write_run
@@ -247,6 +248,17 @@ def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path, file: st
         render(folder)
     assert message in str(caught.value) and "--redo" in caught.value.remedy
     assert not list(folder.glob("report.*"))
+
+
+@pytest.mark.parametrize("file", ["70-check/check.json", "70-check/stage.json", "30-surgery/certificate.json"])
+def test_a_file_too_long_or_too_deep_to_be_one_is_refused(tmp_path: Path, file: str) -> None:
+    path = write_run(tmp_path / "run") / file
+    whole = path.read_bytes()
+    for content, told in ((whole + b" " * MAX_JSON_BYTES, f"over {MAX_JSON_BYTES} bytes"), (b"[" * 200_000, "deep")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=told) as caught:
+            render(tmp_path / "run")
+        assert caught.value.found.startswith(str(path))
 
 
 def test_a_figure_that_is_no_number_is_refused(tmp_path: Path) -> None:

@@ -63,11 +63,20 @@ def test_a_training_that_did_not_run_has_no_epochs_and_no_pictures(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[1]", "{}", '{"epoch": 1, "removals": [{}]}', '{"epoch": 1, "dead_by_layer": 3}']
+    "line", ["{", "[1]", "{}", '{"epoch": 1, "removals": [{}]}', '{"epoch": 1, "dead_by_layer": 3}', "[" * 9999]
 )
 def test_a_damaged_history_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "history.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"history\.jsonl"):
+        read_history(tmp_path)
+
+
+def test_a_history_too_long_to_be_one_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_view, "HISTORY_BYTES", 20)
+    (tmp_path / "history.jsonl").write_text('{"epoch": 1}\n')
+    assert [epoch.epoch for epoch in read_history(tmp_path)] == [1]
+    (tmp_path / "history.jsonl").write_text('{"epoch": 1}\n' * 2)
+    with pytest.raises(UserError, match="over 20 bytes"):
         read_history(tmp_path)
 
 

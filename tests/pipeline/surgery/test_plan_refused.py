@@ -132,7 +132,7 @@ def test_a_plan_too_long_to_be_one_is_not_read_to_its_end(
     from pipeline.surgery import plan
 
     monkeypatch.setattr(plan, "MAX_PLAN_BYTES", 100)
-    with pytest.raises(UserError, match="more than 100 bytes") as caught:
+    with pytest.raises(UserError, match="over 100 bytes") as caught:
         load_compact(saved, nets.plain().model)
     assert str(saved) in caught.value.found
 
