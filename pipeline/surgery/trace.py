@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 
 from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import meta_twin, shallow_copy
 from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
+
+
+class Recorded(fx.GraphModule):
+    """A graph over a network's modules that runs call by call: most are only read, and code for them is slow to make."""
+
+    def recompile(self) -> PythonCode:
+        return PythonCode("", {}, None)
+
+    def forward(self, *inputs: Any) -> Any:
+        return fx.Interpreter(self).run(*inputs)
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class Traced:
     `computed`: parameters that stand for what the network computes (`settle`), by name, exact in float64.
     """
 
-    module: fx.GraphModule
+    module: Recorded
     example_inputs: tuple[Tensor, ...]
     frozen: str | None = None
     computed: dict[str, Tensor] = field(default_factory=dict)
@@ -72,7 +84,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
             root = nn.Module()
             root.add_module("network", model)
             graph = _one_node(example_inputs, frozen)
-    return Traced(fx.GraphModule(root, graph, type(model).__name__), example_inputs, frozen)
+    return Traced(Recorded(root, graph, type(model).__name__), example_inputs, frozen)
 
 
 def any_batch(
@@ -85,7 +97,7 @@ def any_batch(
         setattr(twin, name, tensor.to("meta"))
     more = [torch.empty((len(x) + 1, *x.shape[1:]), dtype=x.dtype, device="meta") for x in example_inputs]
     try:
-        fx.GraphModule(twin, graph)(*more)
+        Recorded(twin, graph)(*more)
     except (RuntimeError, TypeError, ValueError):
         return False
     return True
