@@ -133,6 +133,6 @@ def replaced(traced: Traced, chosen: set[str], inside: list[fx.Node]) -> Traced:
     for node in reversed(inside):
         if not node.users:
             graph.erase_node(node)
-    erase_unread(graph, root)
+    erase_unread(graph, dict(root.named_modules(remove_duplicate=False)))
     module = Recorded(root, graph, type(root).__name__)
     return replace(traced, module=module, computed=exact)

@@ -42,14 +42,16 @@ class Ledger:
 
     def fresh(self, constants: Floats, measured: Flags | bool = False) -> Ids:
         """New ids of the shape of `constants`."""
-        ids = np.arange(self.size, self.size + constants.size)
-        self.size += constants.size
+        values, first = constants.ravel(), self.size
+        ids = np.arange(first, first + len(values))
+        self.size += len(values)
         if self.size > len(self._constant):
             grown = max(self.size, 2 * len(self._constant))
             self._constant = np.r_[self._constant, np.full(grown - len(self._constant), np.nan)]
             self._measured = np.r_[self._measured, np.zeros(grown - len(self._measured), bool)]
-        self._constant[ids] = constants.ravel()
-        self._measured[ids] = np.broadcast_to(measured, constants.shape).ravel() & np.isfinite(constants.ravel())
+        self._constant[first : self.size] = values
+        if measured is not False:
+            self._measured[first : self.size] = np.isfinite(values) & np.ravel(measured)
         return ids.reshape(constants.shape)
 
     def varying(self, shape: tuple[int, ...]) -> Ids:
@@ -68,7 +70,8 @@ class Ledger:
 
     def tie(self, a: Ids, b: Ids) -> None:
         """These channels are kept or removed together, element by element (shapes broadcast)."""
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         self._ties.append((a.ravel(), b.ravel()))
 
     def read(self, ids: Ids, removable: Flags) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
 
 
 class Recorded(fx.GraphModule):
-    """A graph over a network's modules that runs call by call: most are only read, and code for them is slow to make."""
+    """A graph over a network's modules that runs call by call: it is mostly read, and code for it is slow to make."""
 
     def recompile(self) -> PythonCode:
         return PythonCode("", {}, None)
@@ -73,8 +74,9 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
         graph = _one_node(example_inputs, frozen)
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
-    _follow_aliases(graph, root)
-    erase_unread(graph, root)
+    modules = dict(root.named_modules(remove_duplicate=False))
+    _follow_aliases(graph, modules)
+    erase_unread(graph, modules)
     if any(node.target in tracer.constants for node in graph.nodes):
         root = shallow_copy(model)
         for name, tensor in tracer.constants.items():
@@ -116,11 +118,11 @@ def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:
     return graph
 
 
-def in_place(node: fx.Node, root: nn.Module) -> bool:
+def in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the call overwrites its first argument."""
     match node.op:
         case "call_module":
-            return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+            return bool(getattr(modules[str(node.target)], "inplace", False))
         case "call_method":
             return str(node.target).endswith("_") and not str(node.target).endswith("__")
         case "call_function":
@@ -130,19 +132,19 @@ def in_place(node: fx.Node, root: nn.Module) -> bool:
     return False
 
 
-def _follow_aliases(graph: fx.Graph, root: nn.Module) -> None:
+def _follow_aliases(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     """Let readers that come after an in-place call read its result, as they do in memory."""
     seen: set[fx.Node] = set()
     for node in graph.nodes:
         seen.add(node)
-        if not node.args or not isinstance(node.args[0], fx.Node) or not in_place(node, root):
+        if not node.args or not isinstance(node.args[0], fx.Node) or not in_place(node, modules):
             continue
         source = node.args[0]
         source.replace_all_uses_with(node, delete_user_cb=lambda user, seen=set(seen): user not in seen)  # type: ignore[misc]
 
 
-def erase_unread(graph: fx.Graph, root: nn.Module) -> None:
+def erase_unread(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     """Erase calls whose results nobody reads (shape assertions, unused outputs)."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not in_place(node, root):
+        if not node.users and node.op not in ("placeholder", "output") and not in_place(node, modules):
             graph.erase_node(node)

@@ -33,7 +33,7 @@ def per_channel(
     out = a.ledger.fresh(constants(a.ledger.constant(ids)), a.ledger.measured(ids))
     a.ledger.tie(out, ids)
     for name in parameters:
-        a.ledger.tie(out, a.axis_ids(name, 0))
+        a.bind(name, 0, out)
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])

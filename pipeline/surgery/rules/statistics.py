@@ -59,7 +59,7 @@ def layer_norm(
     ids, out = pair
     axis = x.fields[0].axes[0]
     for n in names:
-        a.ledger.tie(out, a.axis_ids(n, 0))
+        a.bind(n, 0, out)
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])
@@ -129,7 +129,7 @@ def group_norm(
     ids, out = pair
     names = [n for n in (weight, bias) if n is not None]
     for n in names:
-        a.ledger.tie(out, a.axis_ids(n, 0))
+        a.bind(n, 0, out)
 
     def recast(cut: Cut) -> Labels:
         arrived = positions(ids, cut.value(node.args[0]).at(1).ids)
