@@ -12,7 +12,8 @@ from torch import nn
 _PLAIN = (bool, int, float, str, type(None), type, torch.dtype, torch.device)
 _SIMPLE = frozenset((bool, int, float, str, type(None)))
 _CONTAINERS = frozenset((dict, OrderedDict, list, set))
-_HOLDERS = frozenset((torch.Tensor, nn.Parameter, dict, OrderedDict, list, tuple))
+_TENSORS = frozenset((torch.Tensor, nn.Parameter))
+_HOLDERS = frozenset((dict, OrderedDict, list, tuple))
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -26,7 +27,10 @@ def kept_results(model: nn.Module) -> dict[int, Any]:
     """Tensors that modules keep and that have a gradient history, which `copy.deepcopy` refuses; detached copies."""
     memo: dict[int, Any] = {}
     todo: list[Any] = [
-        v for m in model.modules() for k, v in vars(m).items() if type(v) in _HOLDERS and k not in _TABLES
+        v
+        for m in model.modules()
+        for k, v in vars(m).items()
+        if type(v) in _TENSORS or (type(v) in _HOLDERS and v and k not in _TABLES)
     ]
     while todo:
         value = todo.pop()
@@ -52,6 +56,11 @@ def meta_twin(model: nn.Module) -> nn.Module:
 def shallow_copy(model: nn.Module) -> nn.Module:
     """New module objects around the same parameters and buffers."""
     return copy_modules(model, kept_results(model) | {id(t): t for t in [*model.parameters(), *model.buffers()]})
+
+
+def set_mode(model: nn.Module, training: bool) -> nn.Module:
+    """`model.train(training)`, which is slow, where a module is in the other mode."""
+    return model.train(training) if any(m.training != training for m in model.modules()) else model
 
 
 def copy_modules(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

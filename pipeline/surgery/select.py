@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
-from pipeline.surgery.labels import Ids, LayoutError
+from pipeline.surgery.labels import Ids, LayoutError, distinct
 from pipeline.surgery.ledger import Flags, Floats, Freeze
 from pipeline.surgery.rules.weights import array_of
 
@@ -42,7 +42,7 @@ def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
     owner: dict[int, int] = {}
     members: list[list[int]] = []
     for i, layer in enumerate(analysis.layers):
-        mine = np.unique(classes[layer.ids]).tolist()
+        mine = distinct(classes[layer.ids])[0].tolist()
         touching = sorted({owner[c] for c in mine if c in owner})
         home = touching[0] if touching else len(members)
         if not touching:
@@ -141,5 +141,5 @@ def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int],
 
 def _keep_most_alive(choice: Choice, classes: Ids, count: int, rank: Strength) -> None:
     if count > 0:
-        gone = np.unique(classes[~choice.keep[classes]])
+        gone, _ = distinct(classes[~choice.keep[classes]])
         choice.keep[gone[np.argsort(-rank.of(gone), kind="stable")[:count]]] = True

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
 from pipeline.surgery.attention import OpenAttention
-from pipeline.surgery.copies import meta_twin, shallow_copy
+from pipeline.surgery.copies import meta_twin, set_mode, shallow_copy
 from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
 
 
@@ -61,7 +61,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     if has_attention(model):
         model = shallow_copy(model)
         open_attention(model)
-    twin = meta_twin(model).eval()
+    twin = set_mode(meta_twin(model), False)
     tracer = ShapeTracer(example_inputs, model)
     root: nn.Module = model
     frozen = None

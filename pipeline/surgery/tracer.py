@@ -104,17 +104,24 @@ class ShapeTracer(fx.Tracer):
         self._executing = False
         self._shapes = Shapes()
         self._modules: dict[str, nn.Module] = {}
+        self._names: dict[Tensor, str] = {}
         self.constants: dict[str, Tensor] = {}  # made by forward from nothing, by the attribute they are fetched from
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._modules = dict(root.named_modules())
+        self._names = {tensor: name for name, tensor in [*root.named_buffers(), *root.named_parameters()]}
         return super().trace(root, concrete_args)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._executing:
             return attr_val
         self._cached = parameter_proxy_cache  # kept to forget the parameters of a submodule given up on
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        name = self._names.get(attr_val) if isinstance(attr_val, Tensor) else None
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One placeholder for each example input; what else forward takes keeps its default."""

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
-from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, positions
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, distinct, positions
 from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.rules.weights import Weights, not_zero, prod_out, rows_of, summed
 
@@ -103,12 +103,12 @@ def _passing(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> li
     for f in x.fields:
         if axis in f.axes:
             continue
-        unique, inverse = np.unique(f.ids, return_inverse=True)
+        unique, inverse = distinct(f.ids)
         plain = w.bias is None and w.computed is None
         known = np.where((a.ledger.constant(unique) == 0) & plain, 0.0, np.nan)
         ids = a.ledger.fresh(known, a.ledger.measured(unique))
         a.ledger.tie(unique, ids)
-        out.append((Field(f.axes, ids[inverse.ravel()].reshape(f.ids.shape)), unique, ids))
+        out.append((Field(f.axes, ids[inverse].reshape(f.ids.shape)), unique, ids))
     return out
 
 

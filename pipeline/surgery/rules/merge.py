@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from pipeline.surgery.analysis import Analysis, Result
-from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, distinct
 from pipeline.surgery.ledger import Floats
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ def _join(
     a: Analysis, operands: Sequence[Any], axes: tuple[int, ...], parts: list[tuple[int, Ids]], evaluate: Evaluate
 ) -> tuple[Field, Joint]:
     stacked = np.stack([ids.ravel() for _, ids in parts])
-    if len(stacked) == 1 and (np.diff(stacked[0]) > 0).all():
-        unique, inverse = stacked, np.arange(stacked.shape[1])
+    if len(stacked) == 1:
+        one, inverse = distinct(stacked[0])
+        unique = one[None]
     else:
         unique, inverse = np.unique(stacked, axis=1, return_inverse=True)
     constants, measured = _constants(a, operands, [i for i, _ in parts], unique, evaluate)
