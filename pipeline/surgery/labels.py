@@ -104,10 +104,14 @@ def lost(before: Labels, after: Sequence[Labels]) -> Ids:
     return np.setdiff1d(before.all_ids(), left)
 
 
+def rising(ids: Ids) -> bool:
+    return bool((ids[1:] > ids[:-1]).all())
+
+
 def distinct(ids: Ids) -> tuple[Ids, Ids]:
     """The different ids in order, and where each of `ids` stands among them, both 1-d; quick where all are in order."""
     flat = ids.ravel()
-    if (flat[1:] > flat[:-1]).all():
+    if rising(flat):
         return flat, np.arange(len(flat))
     found, at = np.unique(flat, return_inverse=True)
     return found, at
@@ -176,10 +180,10 @@ def _joined_shape(parts: Sequence[Labels], axis: int) -> tuple[int, ...]:
 
 def positions(full: Ids, kept: Ids) -> Ids:
     """Where each entry of `kept` stands in `full` (both 1-d); repeated ids are matched in order of occurrence."""
-    if len(full) and (np.diff(full) > 0).all():
+    if len(full) and rising(full):
         at = np.searchsorted(full, kept)
         at = np.minimum(at, len(full) - 1)
-        if not np.array_equal(full[at], kept) or len(np.unique(at)) != len(at):
+        if not np.array_equal(full[at], kept) or len(distinct(at)[0]) != len(at):
             raise LayoutError("channels arrive that the layer does not know", kept)
         return at
     return _ranked(full, kept)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
-from pipeline.surgery.labels import Ids, LayoutError, distinct
+from pipeline.surgery.labels import Ids, LayoutError, distinct, rising
 from pipeline.surgery.ledger import Flags, Floats, Freeze
 from pipeline.surgery.rules.weights import array_of
 
@@ -39,11 +39,11 @@ class Choice:
 
 def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
     """Layers that share a class form one group."""
-    owner: dict[int, int] = {}
+    owner = np.full(int(classes.max(initial=-1)) + 1, -1)  # of each class the group
     members: list[list[int]] = []
     for i, layer in enumerate(analysis.layers):
-        mine = distinct(classes[layer.ids])[0].tolist()
-        touching = sorted({owner[c] for c in mine if c in owner})
+        mine = classes[layer.ids]
+        touching = [group for group in np.unique(owner[mine]).tolist() if group >= 0]
         home = touching[0] if touching else len(members)
         if not touching:
             members.append([])
@@ -51,15 +51,16 @@ def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
         for other in touching[1:]:
             members[home] += members[other]
             members[other] = []
-            owner.update({c: home for c, o in owner.items() if o == other})
-        owner.update(dict.fromkeys(mine, home))
+            owner[owner == other] = home
+        owner[mine] = home
     groups = []
     for member in members:
         if member:
             layers = [analysis.layers[i] for i in sorted(member)]
             flat = classes[np.concatenate([layer.ids for layer in layers])]
-            _, first = np.unique(flat, return_index=True)
-            groups.append(Group(layers[0].name, tuple(x.name for x in layers), flat[np.sort(first)]))
+            if not rising(flat):
+                flat = flat[np.sort(np.unique(flat, return_index=True)[1])]
+            groups.append(Group(layers[0].name, tuple(x.name for x in layers), flat))
     return groups
 
 

@@ -60,5 +60,7 @@ def rule_for(a: Analysis, node: fx.Node) -> Rule | None:
 def _plain(module: nn.Module) -> bool:
     """No hooks and no computed weights: calling it does what its type says."""
     hooked = module._forward_hooks or module._forward_pre_hooks
-    computed = "parametrizations" in module._modules or any(isinstance(v, Tensor) for v in vars(module).values())
+    computed = "parametrizations" in module._modules or any(
+        isinstance(v, Tensor) and not isinstance(v, nn.Parameter) for v in vars(module).values()
+    )
     return not hooked and not computed
