@@ -100,8 +100,9 @@ def take(x: Labels, axis: int, index: Ids, like: Labels | None = None) -> Labels
 
 def lost(before: Labels, after: Sequence[Labels]) -> Ids:
     """Ids of `before` whose field vanished in `after` (a single channel was selected): nothing can be cut there."""
-    left = np.concatenate([a.all_ids() for a in after]) if after else np.empty(0, np.int64)
-    return np.setdiff1d(before.all_ids(), left)
+    every = np.sort(before.all_ids())
+    left = np.sort(np.concatenate([a.all_ids() for a in after])) if after else every[:0]
+    return every[:0] if np.array_equal(every, left) else np.setdiff1d(every, left)
 
 
 def rising(ids: Ids) -> bool:

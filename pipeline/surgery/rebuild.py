@@ -47,7 +47,6 @@ def rebuild(
     groups = {str(node.target): count for node, count in cut.groups.items() if node.op == "call_module"}
     for path, module in root.named_modules():
         refresh(module, groups.get(path))
-    root.training = source.training
     made_module = fx.GraphModule(root, graph, source.__class__.__name__)
     set_mode(made_module, source.training)
     return made_module

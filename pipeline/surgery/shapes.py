@@ -19,6 +19,7 @@ _CONVOLUTION = ("stride", "padding", "dilation", "groups", "padding_mode")
 # Modules whose output has the shape that their parameters, these attributes and the input give it.
 CONFIGURED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: (), **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONVOLUTION),
+    nn.AdaptiveAvgPool2d: ("output_size",),
 }  # fmt: skip
 # Views and sizes are as fast to make as to look up.
 QUICK = frozenset(

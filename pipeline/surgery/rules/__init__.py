@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Rule, describe, leaves
+from pipeline.surgery.copies import own_values
 from pipeline.surgery.rules import (
     aliases,
     convolution,
@@ -61,6 +62,6 @@ def _plain(module: nn.Module) -> bool:
     """No hooks and no computed weights: calling it does what its type says."""
     hooked = module._forward_hooks or module._forward_pre_hooks
     computed = "parametrizations" in module._modules or any(
-        isinstance(v, Tensor) and not isinstance(v, nn.Parameter) for v in vars(module).values()
+        isinstance(v, Tensor) and not isinstance(v, nn.Parameter) for v in own_values(module)
     )
     return not hooked and not computed

@@ -78,6 +78,8 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     if known is None or incoming is None:
         return values, False
     few = few[some]
+    if not len(few):
+        return values, False
     reach = (each[few] != 0).any(2)  # (few, in / groups)
     rest = ~(reach & ~steady[group[few]]).any(1)
     few, reach = few[rest], reach[rest]
