@@ -129,8 +129,9 @@ def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int],
             _keep_most_alive(choice, mine, max(1, -(-count // size) * size) - count, rank)
     for rows in analysis.ledger.rows:
         mine = choice.classes[rows]
-        most = max(1, int(choice.keep[mine].sum(1).max()))
-        for row in mine:
+        kept = choice.keep[mine].sum(1)
+        most = max(1, int(kept.max()))
+        for row in mine[kept < most]:
             _keep_most_alive(choice, row, most - int(choice.keep[row].sum()), rank)
     for ids in [*(layer.ids for layer in analysis.layers), *analysis.streams.values()]:
         mine = choice.classes[ids]

@@ -37,8 +37,7 @@ def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
     each = np.repeat(known, times)
     steady = (each == 0) | (np.isfinite(each) & (not w.padded)) | ~reach
     value = np.where(steady, bias + np.where(reach, total, 0.0) * np.nan_to_num(each), np.nan)
-    out = a.ledger.fresh(value, np.repeat(a.ledger.measured(ids), times) & reach)
-    a.ledger.tie(out, np.repeat(ids, times))
+    out = a.ledger.fresh(value, np.repeat(a.ledger.measured(ids), times) & reach, like=np.repeat(ids, times))
     a.bind(w.weight, 0, out)
     if w.bias is not None:
         a.bind(w.bias, 0, out)

@@ -70,8 +70,8 @@ def over_positions(
     for f in x.fields:
         unique, inverse = distinct(f.ids)
         known = a.ledger.constant(unique)
-        out = a.ledger.fresh(np.asarray(strict(function)([torch.from_numpy(known)])), a.ledger.measured(unique))
-        a.ledger.tie(unique, out)
+        made = np.asarray(strict(function)([torch.from_numpy(known)]))
+        out = a.ledger.fresh(made, a.ledger.measured(unique), like=unique)
         pairs.append((Field(f.axes, out[inverse].reshape(f.ids.shape)), unique, out))
     positional = [ax for ax in range(len(shape)) if x.at(ax) is None]
 

@@ -108,8 +108,7 @@ def _passing(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> li
         unique, inverse = distinct(f.ids)
         plain = w.bias is None and w.computed is None
         known = np.where((a.ledger.constant(unique) == 0) & plain, 0.0, np.nan)
-        ids = a.ledger.fresh(known, a.ledger.measured(unique))
-        a.ledger.tie(unique, ids)
+        ids = a.ledger.fresh(known, a.ledger.measured(unique), like=unique)
         out.append((Field(f.axes, ids[inverse].reshape(f.ids.shape)), unique, ids))
     return out
 

@@ -142,8 +142,8 @@ def _join(
         _, first, inverse = np.unique(_key(stacked, a.ledger.size), return_index=True, return_inverse=True)
         unique = stacked[:, first]
     constants, measured = _constants(a, operands, [i for i, _ in parts], unique, evaluate)
-    out = a.ledger.fresh(constants, measured)
-    for row in unique:
+    out = a.ledger.fresh(constants, measured, like=unique[0])
+    for row in unique[1:]:
         a.ledger.tie(row, out)
     joint = Joint(axes, tuple(i for i, _ in parts), unique, out)
     return Field(axes, out[inverse].reshape(parts[0][1].shape)), joint

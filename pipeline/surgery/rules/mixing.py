@@ -122,8 +122,7 @@ def _through(a: Analysis, node: fx.Node, x: Labels, own: int, gone: int) -> list
             continue
         unique, _ = lb.distinct(f.ids)
         known = np.where(a.ledger.constant(unique) == 0, 0.0, np.nan)
-        made = a.ledger.fresh(known, a.ledger.measured(unique))
-        a.ledger.tie(unique, made)
+        made = a.ledger.fresh(known, a.ledger.measured(unique), like=unique)
         out.append((f, unique, made))
     return out
 

@@ -112,8 +112,8 @@ def _collapse(
     first = np.zeros(len(unique), np.int64)
     first[at] = np.arange(at.size)
     constants = np.where(same, value(known[0], count), np.nan)
-    out = a.ledger.fresh(constants.ravel()[first], a.ledger.measured(ids).any(0).ravel()[first])
-    a.ledger.tie(unique, out)
+    measured = a.ledger.measured(ids).any(0).ravel()[first]
+    out = a.ledger.fresh(constants.ravel()[first], measured, like=unique)
     return unique, out, out[at].reshape(ids.shape[1:])
 
 

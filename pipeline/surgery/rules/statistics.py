@@ -33,8 +33,7 @@ def _normalised(
     gamma = as_numpy(None if weight is None else a.tensor(weight), 1.0)
     beta = as_numpy(None if bias is None else a.tensor(bias), 0.0)
     steady = np.broadcast_to(gamma == 0, ids.shape)
-    out = a.ledger.fresh(np.where(steady, np.broadcast_to(beta, ids.shape), np.nan))
-    a.ledger.tie(out, ids)
+    out = a.ledger.fresh(np.where(steady, np.broadcast_to(beta, ids.shape), np.nan), like=ids)
     if groups > 1:
         a.ledger.equal_rows(ids.reshape(groups, -1))
     return ids, out
