@@ -52,6 +52,7 @@ class Analysis:
     env: dict[fx.Node, Value] = field(default_factory=dict)
     recasts: dict[fx.Node, Recast] = field(default_factory=dict)
     parameters: dict[str, Labels] = field(default_factory=dict)
+    axes: dict[tuple[str, int], Ids] = field(default_factory=dict)  # (parameter, axis) -> channels of its entries
     layers: list[Layer] = field(default_factory=list)
     streams: dict[str, Ids] = field(default_factory=dict)  # sums of an untied residual stream, by node name
     uses: Counter[str] = field(default_factory=Counter)
@@ -60,7 +61,7 @@ class Analysis:
     def __post_init__(self) -> None:
         self._names: dict[int, str] = {}
         module = self.traced.module
-        self._modules = dict(module.named_modules(remove_duplicate=False))
+        self.modules = dict(module.named_modules(remove_duplicate=False))
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
         self._tensors = dict(named)
         for name, tensor in named:
@@ -83,7 +84,7 @@ class Analysis:
 
     def module(self, node: fx.Node) -> Any:
         """The module that a `call_module` node calls."""
-        return self._modules[str(node.target)]
+        return self.modules[str(node.target)]
 
     def canonical(self, name: str) -> str:
         """One name per tensor: tied parameters answer to the first."""
@@ -95,15 +96,17 @@ class Analysis:
         return set(self._names.values())
 
     def parameter(self, name: str) -> Labels:
-        """Labels of a parameter or buffer: every axis longer than 1 has ids of its own."""
+        """Labels of a parameter or buffer: every axis longer than 1 has ids, its own where none were bound to it."""
         name = self.canonical(name)
         if name not in self.parameters:
             data = self.tensor(name).detach()
             fields = []
             for axis, size in enumerate(data.shape):
-                if size > 1:
+                if size > 1 and (name, axis) not in self.axes:
                     known = _uniform(data, axis) if name in self._fetched else np.full(size, np.nan)
-                    fields.append(Field((axis,), self.ledger.fresh(known)))
+                    self.axes[name, axis] = self.ledger.fresh(known)
+                if size > 1:
+                    fields.append(Field((axis,), self.axes[name, axis]))
             self.parameters[name] = Labels(tuple(data.shape), tuple(fields), name)
         return self.parameters[name]
 
@@ -111,6 +114,14 @@ class Analysis:
         """Ids of one axis of a parameter, shape (size,); an axis of size 1 has an id that is never removed."""
         found = self.parameter(name).at(axis)
         return found.ids if found is not None else self.ledger.varying((self.tensor(name).shape[axis],))
+
+    def bind(self, name: str, axis: int, ids: Ids) -> None:
+        """The entries along one axis of a parameter belong to the channels `ids`, shape (size,)."""
+        name = self.canonical(name)
+        if (name, axis) in self.axes or name in self._fetched:
+            self.ledger.tie(ids, self.axis_ids(name, axis))
+        elif len(ids) > 1:
+            self.axes[name, axis] = ids
 
     def channels(self, node: fx.Node, x: Labels, axis: int, others: bool = False) -> Ids | None:
         """Ids along `axis` of `x`, shape (size,), or None. Fields on other axes are frozen unless `others`."""

@@ -93,13 +93,13 @@ class Anatomy:
 class _Watcher(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
         super().__init__(module)
-        self._names = names
+        self._names, self._modules = names, dict(module.named_modules(remove_duplicate=False))
         self.seen: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Tensor:
         out: Tensor = super().run_node(n)
         if n.name in self._names:
-            overwritten = any(in_place(user, self.module) for user in n.users)
+            overwritten = any(in_place(user, self._modules) for user in n.users)
             self.seen[n.name] = out.clone() if overwritten else out
         return out
 

@@ -12,8 +12,8 @@ from torch import nn
 _PLAIN = (bool, int, float, str, type(None), type, torch.dtype, torch.device)
 _SIMPLE = frozenset((bool, int, float, str, type(None)))
 _CONTAINERS = frozenset((dict, OrderedDict, list, set))
-_HOLDERS = frozenset((torch.Tensor, nn.Parameter, dict, OrderedDict, list, tuple))
 _TABLES = ("_parameters", "_buffers", "_modules")
+_EVERY = vars(nn.Module()).keys()  # attributes that every module has
 
 
 def deep_copy(model: nn.Module) -> nn.Module:
@@ -22,12 +22,16 @@ def deep_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def own_values(module: nn.Module) -> list[Any]:
+    """The attributes that the module's class gave it, parameters, buffers and submodules apart."""
+    values = vars(module)
+    return [values[key] for key in values.keys() - _EVERY]
+
+
 def kept_results(model: nn.Module) -> dict[int, Any]:
     """Tensors that modules keep and that have a gradient history, which `copy.deepcopy` refuses; detached copies."""
     memo: dict[int, Any] = {}
-    todo: list[Any] = [
-        v for m in model.modules() for k, v in vars(m).items() if type(v) in _HOLDERS and k not in _TABLES
-    ]
+    todo: list[Any] = [v for m in model.modules() for v in own_values(m)]
     while todo:
         value = todo.pop()
         if isinstance(value, torch.Tensor) and not value.is_leaf:
@@ -52,6 +56,17 @@ def meta_twin(model: nn.Module) -> nn.Module:
 def shallow_copy(model: nn.Module) -> nn.Module:
     """New module objects around the same parameters and buffers."""
     return copy_modules(model, kept_results(model) | {id(t): t for t in [*model.parameters(), *model.buffers()]})
+
+
+def set_mode(model: nn.Module, training: bool) -> nn.Module:
+    """`model.train(training)`, which is slow for it assigns to every module."""
+    modules = list(model.modules())
+    if any(type(m).train is not nn.Module.train for m in modules):
+        return model.train(training)
+    for m in modules:
+        if m.training != training:
+            m.training = training
+    return model
 
 
 def copy_modules(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -99,7 +99,6 @@ def _scales(analysis: Analysis, classes: Ids) -> dict[str, Ids]:
     for name, module in analysis.traced.module.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(module.weight, Tensor):
             key = analysis.canonical(f"{name}.weight")
-            labels = analysis.parameters.get(key)
-            if labels is not None and labels.fields:
-                found[key] = classes[labels.fields[0].ids]
+            if (key, 0) in analysis.axes:
+                found[key] = classes[analysis.axes[key, 0]]
     return found

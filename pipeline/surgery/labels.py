@@ -100,8 +100,22 @@ def take(x: Labels, axis: int, index: Ids, like: Labels | None = None) -> Labels
 
 def lost(before: Labels, after: Sequence[Labels]) -> Ids:
     """Ids of `before` whose field vanished in `after` (a single channel was selected): nothing can be cut there."""
-    left = np.concatenate([a.all_ids() for a in after]) if after else np.empty(0, np.int64)
-    return np.setdiff1d(before.all_ids(), left)
+    every = np.sort(before.all_ids())
+    left = np.sort(np.concatenate([a.all_ids() for a in after])) if after else every[:0]
+    return every[:0] if np.array_equal(every, left) else np.setdiff1d(every, left)
+
+
+def rising(ids: Ids) -> bool:
+    return bool((ids[1:] > ids[:-1]).all())
+
+
+def distinct(ids: Ids) -> tuple[Ids, Ids]:
+    """The different ids in order, and where each of `ids` stands among them, both 1-d; quick where all are in order."""
+    flat = ids.ravel()
+    if rising(flat):
+        return flat, np.arange(len(flat))
+    found, at = np.unique(flat, return_inverse=True)
+    return found, at
 
 
 Block = tuple[list[int], list[int]]
@@ -167,10 +181,10 @@ def _joined_shape(parts: Sequence[Labels], axis: int) -> tuple[int, ...]:
 
 def positions(full: Ids, kept: Ids) -> Ids:
     """Where each entry of `kept` stands in `full` (both 1-d); repeated ids are matched in order of occurrence."""
-    if len(full) and (np.diff(full) > 0).all():
+    if len(full) and rising(full):
         at = np.searchsorted(full, kept)
         at = np.minimum(at, len(full) - 1)
-        if not np.array_equal(full[at], kept) or len(np.unique(at)) != len(at):
+        if not np.array_equal(full[at], kept) or len(distinct(at)[0]) != len(at):
             raise LayoutError("channels arrive that the layer does not know", kept)
         return at
     return _ranked(full, kept)

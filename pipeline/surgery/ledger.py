@@ -28,11 +28,13 @@ class Freeze:
 @dataclass
 class Ledger:
     """Ids are dense integers. `constant[id]` is the value every element of the channel has for every input, or NaN;
-    `measured[id]` says the constant rests on a census, not on the weights alone."""
+    `measured[id]` says the constant rests on a census, not on the weights alone; `_root[id]` is the first in the row
+    of ids that it was made like."""
 
     size: int = 0
     _constant: Floats = field(default_factory=lambda: np.full(1024, np.nan))
     _measured: Flags = field(default_factory=lambda: np.zeros(1024, bool))
+    _root: Ids = field(default_factory=lambda: np.zeros(1024, np.int64))
     _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
     _needed: list[Ids] = field(default_factory=list)
     _read: list[Ids] = field(default_factory=list)
@@ -40,16 +42,20 @@ class Ledger:
     rows: list[Ids] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
 
-    def fresh(self, constants: Floats, measured: Flags | bool = False) -> Ids:
-        """New ids of the shape of `constants`."""
-        ids = np.arange(self.size, self.size + constants.size)
-        self.size += constants.size
+    def fresh(self, constants: Floats, measured: Flags | bool = False, like: Ids | None = None) -> Ids:
+        """New ids of the shape of `constants`; each is kept or removed together with that of `like` at its place."""
+        values, first = constants.ravel(), self.size
+        ids = np.arange(first, first + len(values))
+        self.size += len(values)
         if self.size > len(self._constant):
             grown = max(self.size, 2 * len(self._constant))
             self._constant = np.r_[self._constant, np.full(grown - len(self._constant), np.nan)]
             self._measured = np.r_[self._measured, np.zeros(grown - len(self._measured), bool)]
-        self._constant[ids] = constants.ravel()
-        self._measured[ids] = np.broadcast_to(measured, constants.shape).ravel() & np.isfinite(constants.ravel())
+            self._root = np.r_[self._root, np.zeros(grown - len(self._root), np.int64)]
+        self._constant[first : self.size] = values
+        self._root[first : self.size] = ids if like is None else self._root[like.ravel()]
+        if measured is not False:
+            self._measured[first : self.size] = np.isfinite(values) & np.ravel(measured)
         return ids.reshape(constants.shape)
 
     def varying(self, shape: tuple[int, ...]) -> Ids:
@@ -68,7 +74,8 @@ class Ledger:
 
     def tie(self, a: Ids, b: Ids) -> None:
         """These channels are kept or removed together, element by element (shapes broadcast)."""
-        a, b = np.broadcast_arrays(a, b)
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         self._ties.append((a.ravel(), b.ravel()))
 
     def read(self, ids: Ids, removable: Flags) -> None:
@@ -90,13 +97,16 @@ class Ledger:
 
     def classes(self) -> Ids:
         """The class of each id: ids of one class are kept or removed together."""
-        if not self._ties:
-            return np.arange(self.size)
-        a = np.concatenate([t[0] for t in self._ties])
-        b = np.concatenate([t[1] for t in self._ties])
-        graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(self.size, self.size))
+        root = self._root[: self.size]
+        first = root == np.arange(self.size)
+        place = (np.cumsum(first) - 1)[root]  # of each id its root among the roots
+        count = int(first.sum())
+        none: Ids = np.empty(0, np.int64)
+        a = place[np.concatenate([none, *(t[0] for t in self._ties)])]
+        b = place[np.concatenate([none, *(t[1] for t in self._ties)])]
+        graph = coo_matrix((np.ones(len(a)), (a, b)), shape=(count, count))
         found: Ids = connected_components(graph, directed=False)[1].astype(np.int64)
-        return found
+        return np.asarray(found[place])
 
     def removable(self, classes: Ids) -> Flags:
         """Per class: read somewhere, and every reader can do without it."""

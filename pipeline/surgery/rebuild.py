@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.copies import copy_modules, kept_results
+from pipeline.surgery.copies import copy_modules, kept_results, set_mode
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
@@ -44,10 +44,11 @@ def rebuild(
             )
     added = _fold(cut, root) | _gain(analysis, root, gained)
     graph = _graph(analysis, cut, added)
+    groups = {str(node.target): count for node, count in cut.groups.items() if node.op == "call_module"}
     for path, module in root.named_modules():
-        refresh(module, _groups(analysis, cut, path))
+        refresh(module, groups.get(path))
     made_module = fx.GraphModule(root, graph, source.__class__.__name__)
-    made_module.train(source.training)
+    set_mode(made_module, source.training)
     return made_module
 
 
@@ -122,10 +123,6 @@ def _gain(analysis: Analysis, root: nn.Module, gained: tuple[str, ...]) -> dict[
             owner.register_parameter("bias", nn.Parameter(like.new_zeros(like.shape[layer.axis])))
             added[layer.node] = bias
     return added
-
-
-def _groups(analysis: Analysis, cut: Cut, path: str) -> int | None:
-    return next((g for node, g in cut.groups.items() if node.op == "call_module" and node.target == path), None)
 
 
 def refresh(module: nn.Module, groups: int | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
-from pipeline.surgery.labels import Ids, LayoutError
+from pipeline.surgery.labels import Ids, LayoutError, distinct, rising
 from pipeline.surgery.ledger import Flags, Floats, Freeze
 from pipeline.surgery.rules.weights import array_of
 
@@ -39,11 +39,11 @@ class Choice:
 
 def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
     """Layers that share a class form one group."""
-    owner: dict[int, int] = {}
+    owner = np.full(int(classes.max(initial=-1)) + 1, -1)  # of each class the group
     members: list[list[int]] = []
     for i, layer in enumerate(analysis.layers):
-        mine = np.unique(classes[layer.ids]).tolist()
-        touching = sorted({owner[c] for c in mine if c in owner})
+        mine = classes[layer.ids]
+        touching = [group for group in np.unique(owner[mine]).tolist() if group >= 0]
         home = touching[0] if touching else len(members)
         if not touching:
             members.append([])
@@ -51,15 +51,16 @@ def groups_of(analysis: Analysis, classes: Ids) -> list[Group]:
         for other in touching[1:]:
             members[home] += members[other]
             members[other] = []
-            owner.update({c: home for c, o in owner.items() if o == other})
-        owner.update(dict.fromkeys(mine, home))
+            owner[owner == other] = home
+        owner[mine] = home
     groups = []
     for member in members:
         if member:
             layers = [analysis.layers[i] for i in sorted(member)]
             flat = classes[np.concatenate([layer.ids for layer in layers])]
-            _, first = np.unique(flat, return_index=True)
-            groups.append(Group(layers[0].name, tuple(x.name for x in layers), flat[np.sort(first)]))
+            if not rising(flat):
+                flat = flat[np.sort(np.unique(flat, return_index=True)[1])]
+            groups.append(Group(layers[0].name, tuple(x.name for x in layers), flat))
     return groups
 
 
@@ -128,8 +129,9 @@ def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int],
             _keep_most_alive(choice, mine, max(1, -(-count // size) * size) - count, rank)
     for rows in analysis.ledger.rows:
         mine = choice.classes[rows]
-        most = max(1, int(choice.keep[mine].sum(1).max()))
-        for row in mine:
+        kept = choice.keep[mine].sum(1)
+        most = max(1, int(kept.max()))
+        for row in mine[kept < most]:
             _keep_most_alive(choice, row, most - int(choice.keep[row].sum()), rank)
     for ids in [*(layer.ids for layer in analysis.layers), *analysis.streams.values()]:
         mine = choice.classes[ids]
@@ -141,5 +143,5 @@ def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int],
 
 def _keep_most_alive(choice: Choice, classes: Ids, count: int, rank: Strength) -> None:
     if count > 0:
-        gone = np.unique(classes[~choice.keep[classes]])
+        gone, _ = distinct(classes[~choice.keep[classes]])
         choice.keep[gone[np.argsort(-rank.of(gone), kind="stable")[:count]]] = True

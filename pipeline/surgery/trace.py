@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 
 from pipeline.surgery.attention import OpenAttention
-from pipeline.surgery.copies import meta_twin, shallow_copy
+from pipeline.surgery.copies import meta_twin, set_mode, shallow_copy
 from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
+
+
+class Recorded(fx.GraphModule):
+    """A graph over a network's modules that runs call by call: it is mostly read, and code for it is slow to make."""
+
+    def recompile(self) -> PythonCode:
+        return PythonCode("", {}, None)
+
+    def forward(self, *inputs: Any) -> Any:
+        return fx.Interpreter(self).run(*inputs)
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,7 @@ class Traced:
     `computed`: parameters that stand for what the network computes (`settle`), by name, exact in float64.
     """
 
-    module: fx.GraphModule
+    module: Recorded
     example_inputs: tuple[Tensor, ...]
     frozen: str | None = None
     computed: dict[str, Tensor] = field(default_factory=dict)
@@ -48,7 +61,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     if has_attention(model):
         model = shallow_copy(model)
         open_attention(model)
-    twin = meta_twin(model).eval()
+    twin = set_mode(meta_twin(model), False)
     tracer = ShapeTracer(example_inputs, model)
     root: nn.Module = model
     frozen = None
@@ -61,8 +74,9 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
         graph = _one_node(example_inputs, frozen)
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
-    _follow_aliases(graph, root)
-    erase_unread(graph, root)
+    modules = dict(root.named_modules(remove_duplicate=False))
+    _follow_aliases(graph, modules)
+    erase_unread(graph, modules)
     if any(node.target in tracer.constants for node in graph.nodes):
         root = shallow_copy(model)
         for name, tensor in tracer.constants.items():
@@ -72,7 +86,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
             root = nn.Module()
             root.add_module("network", model)
             graph = _one_node(example_inputs, frozen)
-    return Traced(fx.GraphModule(root, graph, type(model).__name__), example_inputs, frozen)
+    return Traced(Recorded(root, graph, type(model).__name__), example_inputs, frozen)
 
 
 def any_batch(
@@ -85,7 +99,7 @@ def any_batch(
         setattr(twin, name, tensor.to("meta"))
     more = [torch.empty((len(x) + 1, *x.shape[1:]), dtype=x.dtype, device="meta") for x in example_inputs]
     try:
-        fx.GraphModule(twin, graph)(*more)
+        Recorded(twin, graph)(*more)
     except (RuntimeError, TypeError, ValueError):
         return False
     return True
@@ -104,11 +118,11 @@ def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:
     return graph
 
 
-def in_place(node: fx.Node, root: nn.Module) -> bool:
+def in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the call overwrites its first argument."""
     match node.op:
         case "call_module":
-            return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+            return bool(getattr(modules[str(node.target)], "inplace", False))
         case "call_method":
             return str(node.target).endswith("_") and not str(node.target).endswith("__")
         case "call_function":
@@ -118,19 +132,19 @@ def in_place(node: fx.Node, root: nn.Module) -> bool:
     return False
 
 
-def _follow_aliases(graph: fx.Graph, root: nn.Module) -> None:
+def _follow_aliases(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     """Let readers that come after an in-place call read its result, as they do in memory."""
     seen: set[fx.Node] = set()
     for node in graph.nodes:
         seen.add(node)
-        if not node.args or not isinstance(node.args[0], fx.Node) or not in_place(node, root):
+        if not node.args or not isinstance(node.args[0], fx.Node) or not in_place(node, modules):
             continue
         source = node.args[0]
         source.replace_all_uses_with(node, delete_user_cb=lambda user, seen=set(seen): user not in seen)  # type: ignore[misc]
 
 
-def erase_unread(graph: fx.Graph, root: nn.Module) -> None:
+def erase_unread(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
     """Erase calls whose results nobody reads (shape assertions, unused outputs)."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not in_place(node, root):
+        if not node.users and node.op not in ("placeholder", "output") and not in_place(node, modules):
             graph.erase_node(node)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import deep_copy
+from pipeline.surgery.shapes import CONFIGURED, SHAPE_KEPT, Shapes
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
 PATH_DROPS = ("StochasticDepth", "DropPath")
@@ -26,28 +27,27 @@ COMPOSED = (
     nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )  # fmt: skip
-# Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
-SHAPE_KEPT = frozenset(
-    (
-        nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity,
-        nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid,
-    )
-)  # fmt: skip
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
 class ConcreteAttribute(fx.proxy.Attribute):
-    """An attribute of one, such as a shape; fx disassembles the caller to learn how many values it unpacks."""
+    """An attribute of one, such as a shape."""
 
     def __iter__(self) -> Iterator[Any]:
         return self.tracer.iter(self)
 
 
 class ConcreteProxy(fx.Proxy):
-    """A proxy that knows the value its example inputs give it; asked for a plain number, it answers with that."""
+    """A proxy that knows the value its example inputs give it; asked for a plain number, it answers with that.
+
+    So it knows how many values it unpacks to; fx would disassemble the caller to learn that.
+    """
 
     def __getattr__(self, k: str) -> ConcreteAttribute:
         return ConcreteAttribute(self, k)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.tracer.iter(self)
 
     def __len__(self) -> int:
         return len(self.node.meta["val"])
@@ -102,13 +102,26 @@ class ShapeTracer(fx.Tracer):
         self._inputs = [x.to("meta") for x in example_inputs]
         self._cached: dict[str, Any] = {}
         self._executing = False
+        self._shapes = Shapes()
+        self._modules: dict[str, nn.Module] = {}
+        self._names: dict[Tensor, str] = {}
         self.constants: dict[str, Tensor] = {}  # made by forward from nothing, by the attribute they are fetched from
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        self._modules = dict(root.named_modules())
+        self._names = {tensor: name for name, tensor in [*root.named_buffers(), *root.named_parameters()]}
+        return super().trace(root, concrete_args)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._executing:
             return attr_val
         self._cached = parameter_proxy_cache  # kept to forget the parameters of a submodule given up on
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        name = self._names.get(attr_val) if isinstance(attr_val, Tensor) else None
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One placeholder for each example input; what else forward takes keeps its default."""
@@ -119,6 +132,8 @@ class ShapeTracer(fx.Tracer):
         return root_fn, [self.root, *inputs]
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, ConcreteProxy):
+            return a.node
         node = super().create_arg(a)
         if isinstance(node, fx.Node) and isinstance(a, Tensor) and "val" not in node.meta:
             node.meta["val"] = a.detach().to("meta")
@@ -129,6 +144,8 @@ class ShapeTracer(fx.Tracer):
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m) in SHAPE_KEPT or type(m) in CONFIGURED:
+            return True
         if isinstance(m, OpenAttention | fx.GraphModule | ParametrizationList) or is_parametrized(m):
             return False
         if type(m) in COMPOSED:
@@ -195,17 +212,14 @@ class ShapeTracer(fx.Tracer):
         args, kwargs = fx.node.map_aggregate(node.args, value), fx.node.map_aggregate(node.kwargs, value)
         match node.op:
             case "call_function":
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return self._shapes.of_function(node.target, args, kwargs)  # type: ignore[arg-type]
             case "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return self._shapes.of_method(str(node.target), args, kwargs)
             case "call_module" if self._opaque is not None:
                 self._opaque = None
                 return self._on_zeros(str(node.target), args, kwargs)
             case "call_module":
-                module = self.root.get_submodule(str(node.target))
-                if type(module) in SHAPE_KEPT and len(args) == 1 and isinstance(args[0], Tensor):
-                    return torch.empty_like(args[0])
-                return module(*args, **kwargs)
+                return self._shapes.of_module(self._modules[str(node.target)], args, kwargs)
             case _:
                 value_of = operator.attrgetter(str(node.target))(self.root)
                 return value_of.detach().to("meta") if isinstance(value_of, Tensor) else value_of

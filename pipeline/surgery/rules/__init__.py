@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Rule, describe, leaves
+from pipeline.surgery.copies import own_values
 from pipeline.surgery.rules import (
     aliases,
     convolution,
@@ -61,7 +61,7 @@ def rule_for(a: Analysis, node: fx.Node) -> Rule | None:
 def _plain(module: nn.Module) -> bool:
     """No hooks and no computed weights: calling it does what its type says."""
     hooked = module._forward_hooks or module._forward_pre_hooks
-    computed = hasattr(module, "parametrizations") or any(
-        isinstance(v, Tensor) and not isinstance(v, torch.nn.Parameter) for v in vars(module).values()
+    computed = "parametrizations" in module._modules or any(
+        isinstance(v, Tensor) and not isinstance(v, nn.Parameter) for v in own_values(module)
     )
     return not hooked and not computed

@@ -35,7 +35,7 @@ def _found(a: Analysis, graph: fx.Graph) -> set[fx.Node]:
     order = {n: i for i, n in enumerate(graph.nodes)}
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if in_place(node, a.traced.module) and node.args and isinstance(node.args[0], fx.Node):
+        if in_place(node, a.modules) and node.args and isinstance(node.args[0], fx.Node):
             family = _family(a, node.args[0], node)
             if any(order[u] > order[node] for n in family for u in n.users):
                 found |= family
@@ -59,4 +59,4 @@ def _views(a: Analysis, node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method", "call_module") or not node.args:
         return False
     name = describe(a, node)
-    return name in VIEWS or name in PATH_DROPS or in_place(node, a.traced.module)
+    return name in VIEWS or name in PATH_DROPS or in_place(node, a.modules)

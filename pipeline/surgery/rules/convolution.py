@@ -24,11 +24,10 @@ def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
     count = prod_out(weight, w)
     ids = a.channels(node, x, 1)
     shape = tuple(node.meta["val"].shape)
-    out_ids = a.axis_ids(w.weight, 0)
     if ids is None or (w.out_axis == 1 and weight.shape[1] != 1):
         if ids is not None:
             a.freeze(node, "transposed depthwise convolution with several outputs a channel", ids)
-        a.freeze(node, "depthwise convolution of channels that cannot be cut", out_ids)
+        a.freeze(node, "depthwise convolution of channels that cannot be cut", a.axis_ids(w.weight, 0))
         return Labels(shape), lambda cut: Labels(shape)
     times = count // len(ids)
     known, taps = a.ledger.constant(ids), reaches(weight, w).cpu().numpy()
@@ -38,11 +37,10 @@ def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
     each = np.repeat(known, times)
     steady = (each == 0) | (np.isfinite(each) & (not w.padded)) | ~reach
     value = np.where(steady, bias + np.where(reach, total, 0.0) * np.nan_to_num(each), np.nan)
-    out = a.ledger.fresh(value, np.repeat(a.ledger.measured(ids), times) & reach)
-    a.ledger.tie(out, np.repeat(ids, times))
-    a.ledger.tie(out, out_ids)
+    out = a.ledger.fresh(value, np.repeat(a.ledger.measured(ids), times) & reach, like=np.repeat(ids, times))
+    a.bind(w.weight, 0, out)
     if w.bias is not None:
-        a.ledger.tie(out, a.axis_ids(w.bias, 0))
+        a.bind(w.bias, 0, out)
     a.layers.append(Layer(node, w.name, w.weight, 0, out))
 
     def recast(cut: Cut) -> Labels:

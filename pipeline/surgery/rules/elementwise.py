@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Result, Rule, describe, leaves
-from pipeline.surgery.labels import Field, Labels
+from pipeline.surgery.labels import Field, Labels, distinct
 from pipeline.surgery.rules.merge import Evaluate, merge, product, quotient, strict
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def over_positions(
             x = Labels(x.shape, tuple(g for g in x.fields if g is not f))
     pairs = []
     for f in x.fields:
-        unique, inverse = np.unique(f.ids, return_inverse=True)
+        unique, inverse = distinct(f.ids)
         known = a.ledger.constant(unique)
-        out = a.ledger.fresh(np.asarray(strict(function)([torch.from_numpy(known)])), a.ledger.measured(unique))
-        a.ledger.tie(unique, out)
-        pairs.append((Field(f.axes, out[inverse.ravel()].reshape(f.ids.shape)), unique, out))
+        made = np.asarray(strict(function)([torch.from_numpy(known)]))
+        out = a.ledger.fresh(made, a.ledger.measured(unique), like=unique)
+        pairs.append((Field(f.axes, out[inverse].reshape(f.ids.shape)), unique, out))
     positional = [ax for ax in range(len(shape)) if x.at(ax) is None]
 
     def recast(cut: Cut) -> Labels:

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
-from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, positions
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, distinct, positions
 from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.rules.weights import Weights, not_zero, prod_out, rows_of, summed
 
@@ -21,38 +21,31 @@ def mix(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> Result:
     """A dense or grouped map over `axis` of `x`; every other field of `x` passes through."""
     axis %= len(x.shape)
     incoming = a.channels(node, x, axis, others=True)
-    weight = a.tensor(w.weight)
-    columns = a.axis_ids(w.weight, w.in_axis) if w.groups == 1 else None
-    rows = (
-        a.axis_ids(w.weight, w.out_axis)
-        if w.out_axis == 0 or w.groups == 1
-        else a.ledger.varying((prod_out(weight, w),))
-    )
+    shared = a.uses[a.canonical(w.weight)] > 1
+    constants, measured = _outgoing(a, w, incoming)
+    out = a.ledger.fresh(constants, measured)
+    if w.out_axis == 0 or w.groups == 1:
+        a.bind(w.weight, w.out_axis, out)
     if incoming is not None:
-        if columns is not None:
-            a.ledger.tie(columns, incoming)
+        if w.groups == 1:
+            a.bind(w.weight, w.in_axis, incoming)
         known = a.ledger.constant(incoming)
         can_fold = w.bias is not None or (w.weight.endswith("weight") and w.computed is None)
-        folds = (known == 0) | (np.isfinite(known) & (not w.padded) & can_fold & (a.uses[a.canonical(w.weight)] == 1))
+        folds = (known == 0) | (np.isfinite(known) & (not w.padded and can_fold and not shared))
         a.ledger.read(incoming, folds)
         if w.groups > 1:
             a.ledger.equal_rows(incoming.reshape(w.groups, -1))
-            a.ledger.equal_rows(rows.reshape(w.groups, -1))
-    elif w.groups > 1:
-        a.ledger.equal_rows(rows.reshape(w.groups, -1))
-    elif columns is not None and a.uses[a.canonical(w.weight)] > 1:
-        a.freeze(node, "reads a tensor that cannot be cut", columns)
-    if w.groups > 1 and a.uses[a.canonical(w.weight)] > 1:
-        a.freeze(
-            node, "a grouped weight that is used more than once", rows if incoming is None else np.r_[incoming, rows]
-        )
-    constants, measured = _outgoing(a, w, incoming)
-    out = a.ledger.fresh(constants, measured)
-    a.ledger.tie(out, rows)
+    elif w.groups == 1 and shared:
+        a.freeze(node, "reads a tensor that cannot be cut", a.axis_ids(w.weight, w.in_axis))
+    if w.groups > 1:
+        a.ledger.equal_rows(out.reshape(w.groups, -1))
+        if shared:
+            every = out if incoming is None else np.r_[incoming, out]
+            a.freeze(node, "a grouped weight that is used more than once", every)
     if w.bias is not None:
-        a.ledger.tie(out, a.axis_ids(w.bias, 0))
+        a.bind(w.bias, 0, out)
     if w.computed is not None:
-        a.ledger.tie(out, _computed(a, node, w, rows))
+        a.ledger.tie(out, _computed(a, node, w, out))
     a.layers.append(Layer(node, w.name, w.weight, w.out_axis, out))
     shape = tuple(node.meta["val"].shape)
     passing = _passing(a, node, x, axis, w)
@@ -85,6 +78,8 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     if known is None or incoming is None:
         return values, False
     few = few[some]
+    if not len(few):
+        return values, False
     reach = (each[few] != 0).any(2)  # (few, in / groups)
     rest = ~(reach & ~steady[group[few]]).any(1)
     few, reach = few[rest], reach[rest]
@@ -94,14 +89,14 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     return values, census
 
 
-def _computed(a: Analysis, node: fx.Node, w: Weights, rows: Ids) -> Ids:
+def _computed(a: Analysis, node: fx.Node, w: Weights, out: Ids) -> Ids:
     """The channels of a bias that is computed; where it has none, those of the layer cannot go."""
     f = a.value(w.computed).at(0)
     if f is not None and f.axes == (0,):
         ids: Ids = f.ids
         return ids
-    a.freeze(node, "added to a bias that cannot be cut", rows)
-    return rows
+    a.freeze(node, "added to a bias that cannot be cut", out)
+    return out
 
 
 def _passing(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> list[tuple[Field, Ids, Ids]]:
@@ -110,12 +105,11 @@ def _passing(a: Analysis, node: fx.Node, x: Labels, axis: int, w: Weights) -> li
     for f in x.fields:
         if axis in f.axes:
             continue
-        unique, inverse = np.unique(f.ids, return_inverse=True)
+        unique, inverse = distinct(f.ids)
         plain = w.bias is None and w.computed is None
         known = np.where((a.ledger.constant(unique) == 0) & plain, 0.0, np.nan)
-        ids = a.ledger.fresh(known, a.ledger.measured(unique))
-        a.ledger.tie(unique, ids)
-        out.append((Field(f.axes, ids[inverse.ravel()].reshape(f.ids.shape)), unique, ids))
+        ids = a.ledger.fresh(known, a.ledger.measured(unique), like=unique)
+        out.append((Field(f.axes, ids[inverse].reshape(f.ids.shape)), unique, ids))
     return out
 
 

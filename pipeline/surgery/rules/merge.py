@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import fx
 
 from pipeline.surgery.analysis import Analysis, Result
-from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
+from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, rising
 from pipeline.surgery.ledger import Floats
 
 if TYPE_CHECKING:
@@ -136,16 +137,16 @@ def _join(
     a: Analysis, operands: Sequence[Any], axes: tuple[int, ...], parts: list[tuple[int, Ids]], evaluate: Evaluate
 ) -> tuple[Field, Joint]:
     stacked = np.stack([ids.ravel() for _, ids in parts])
-    if len(stacked) == 1 and (np.diff(stacked[0]) > 0).all():
-        unique, inverse = stacked, np.arange(stacked.shape[1])
-    else:
-        unique, inverse = np.unique(stacked, axis=1, return_inverse=True)
+    unique, inverse = stacked, np.arange(stacked.shape[1])
+    if not rising(stacked[0]):
+        _, first, inverse = np.unique(_key(stacked, a.ledger.size), return_index=True, return_inverse=True)
+        unique = stacked[:, first]
     constants, measured = _constants(a, operands, [i for i, _ in parts], unique, evaluate)
-    out = a.ledger.fresh(constants, measured)
-    for row in unique:
+    out = a.ledger.fresh(constants, measured, like=unique[0])
+    for row in unique[1:]:
         a.ledger.tie(row, out)
     joint = Joint(axes, tuple(i for i, _ in parts), unique, out)
-    return Field(axes, out[inverse.ravel()].reshape(parts[0][1].shape)), joint
+    return Field(axes, out[inverse].reshape(parts[0][1].shape)), joint
 
 
 def _constants(
@@ -158,7 +159,7 @@ def _constants(
     values: list[Any] = []
     for i, x in enumerate(operands):
         if i in where:
-            values.append(torch.from_numpy(known[where.index(i)].copy()))
+            values.append(torch.from_numpy(known[where.index(i)]))
         else:
             values.append(torch.full((count,), _single(a, x), dtype=torch.float64) if isinstance(x, Labels) else x)
     measured = (a.ledger.measured(ids) & ~np.isnan(known)).any(0)
@@ -175,8 +176,7 @@ def strict(function: Callable[..., Any]) -> Evaluate:
     """Constant where all operands are."""
 
     def evaluate(values: list[Any]) -> Any:
-        tensors = [v for v in values if isinstance(v, torch.Tensor)]
-        unknown = torch.stack([v.isnan() for v in tensors]).any(0)
+        unknown = reduce(torch.logical_or, [v.isnan() for v in values if isinstance(v, torch.Tensor)])
         return torch.where(
             unknown, torch.nan, function(*[v.clone() if isinstance(v, torch.Tensor) else v for v in values])
         )

@@ -120,10 +120,9 @@ def _through(a: Analysis, node: fx.Node, x: Labels, own: int, gone: int) -> list
         if own not in f.axes:
             a.freeze(node, "channels on a batch axis of a product", f.ids)
             continue
-        unique = np.unique(f.ids)
+        unique, _ = lb.distinct(f.ids)
         known = np.where(a.ledger.constant(unique) == 0, 0.0, np.nan)
-        made = a.ledger.fresh(known, a.ledger.measured(unique))
-        a.ledger.tie(unique, made)
+        made = a.ledger.fresh(known, a.ledger.measured(unique), like=unique)
         out.append((f, unique, made))
     return out
 

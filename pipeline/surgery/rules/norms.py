@@ -30,10 +30,9 @@ def per_channel(
         for name in parameters:
             a.freeze(node, "belongs to channels that cannot be cut", a.parameter(name).all_ids())
         return Labels(x.shape), lambda cut: Labels(x.shape)
-    out = a.ledger.fresh(constants(a.ledger.constant(ids)), a.ledger.measured(ids))
-    a.ledger.tie(out, ids)
+    out = a.ledger.fresh(constants(a.ledger.constant(ids)), a.ledger.measured(ids), like=ids)
     for name in parameters:
-        a.ledger.tie(out, a.axis_ids(name, 0))
+        a.bind(name, 0, out)
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])

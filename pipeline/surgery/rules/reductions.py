@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Result, Rule, describe
-from pipeline.surgery.labels import Field, Ids, Labels
+from pipeline.surgery.labels import Field, Ids, Labels, distinct
 from pipeline.surgery.norms import mean_over_kept
 from pipeline.surgery.rules.elementwise import over_positions
 
@@ -108,13 +108,13 @@ def _collapse(
     a.ledger.tie(ids[:1], ids)
     known = a.ledger.constant(ids)
     same = (known == known[:1]).all(0)
-    unique, at = np.unique(ids[0], return_inverse=True)
+    unique, at = distinct(ids[0])
     first = np.zeros(len(unique), np.int64)
-    first[at.ravel()] = np.arange(at.size)
+    first[at] = np.arange(at.size)
     constants = np.where(same, value(known[0], count), np.nan)
-    out = a.ledger.fresh(constants.ravel()[first], a.ledger.measured(ids).any(0).ravel()[first])
-    a.ledger.tie(unique, out)
-    return unique, out, out[at.ravel()].reshape(ids.shape[1:])
+    measured = a.ledger.measured(ids).any(0).ravel()[first]
+    out = a.ledger.fresh(constants.ravel()[first], measured, like=unique)
+    return unique, out, out[at].reshape(ids.shape[1:])
 
 
 def softmax(a: Analysis, node: fx.Node) -> Result | None:

@@ -33,8 +33,7 @@ def _normalised(
     gamma = as_numpy(None if weight is None else a.tensor(weight), 1.0)
     beta = as_numpy(None if bias is None else a.tensor(bias), 0.0)
     steady = np.broadcast_to(gamma == 0, ids.shape)
-    out = a.ledger.fresh(np.where(steady, np.broadcast_to(beta, ids.shape), np.nan))
-    a.ledger.tie(out, ids)
+    out = a.ledger.fresh(np.where(steady, np.broadcast_to(beta, ids.shape), np.nan), like=ids)
     if groups > 1:
         a.ledger.equal_rows(ids.reshape(groups, -1))
     return ids, out
@@ -59,7 +58,7 @@ def layer_norm(
     ids, out = pair
     axis = x.fields[0].axes[0]
     for n in names:
-        a.ledger.tie(out, a.axis_ids(n, 0))
+        a.bind(n, 0, out)
 
     def recast(cut: Cut) -> Labels:
         source = cut.value(node.args[0])
@@ -129,7 +128,7 @@ def group_norm(
     ids, out = pair
     names = [n for n in (weight, bias) if n is not None]
     for n in names:
-        a.ledger.tie(out, a.axis_ids(n, 0))
+        a.bind(n, 0, out)
 
     def recast(cut: Cut) -> Labels:
         arrived = positions(ids, cut.value(node.args[0]).at(1).ids)
