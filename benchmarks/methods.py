@@ -35,7 +35,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import real_data
-from benchmarks.seeds import mean_over_seeds
 from export.files import write_json
 from export.onnx_from_torch import onnx_from_torch
 from pipeline import config
@@ -286,9 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dense = {p["seed"]: p for p in points if p["method"] == "dense"}
     points = [p if "speedup" in p or p["seed"] not in dense else timed(p, dense[p["seed"]], given) for p in points]
     if points:
-        made, (name, _, rest) = document(given, points), given.out.name.partition(".")
-        write_json(given.out, made)
-        write_json(given.out.with_name(f"{name}_means.{rest}"), made | {"points": mean_over_seeds(points)})
+        write_json(given.out, document(given, points))
     return EXIT_PASS if len(points) == len(there) + len(missing) else EXIT_INCONCLUSIVE
 
 
