@@ -8,8 +8,7 @@ MACs and per latency, and `aligned` to widths that are multiples of 8; `slimming
 BN-scale and group-norm pruners, sparse training for half of the budget, then pruned, then fine-tuned. All take the
 same number of steps, computed in bf16. OTO (only_train_once 3.0.1) cannot be imported beside torch 2.15 and is left
 out. Runs that the file has already are not made again; `--limit-s` begins no run after so many seconds (exit 3). At
-the end each final network is timed in turn with the dense one of its seed: ONNX Runtime, one thread, batch 32. Means
-over the seeds go beside the results.
+the end each final network is timed in turn with the dense one of its seed: ONNX Runtime, one thread, batch 32.
 """
 
 from __future__ import annotations
