@@ -62,10 +62,9 @@ def step_of(model: nn.Module, batch: tuple[Tensor, ...], seed: int = 0) -> Step:
 
 def keep_what_learns(analysis: Analysis, gradients: Mapping[str, Tensor]) -> None:
     """Enter in the ledger that every channel whose parameters get a gradient stays; names are those of the graph."""
-    for name, labels in analysis.parameters.items():
+    for (name, axis), ids in analysis.axes.items():
         if name in gradients:
-            for f in labels.fields:
-                _keep(analysis, f.ids, _reached(gradients[name], f.axes[0]))
+            _keep(analysis, ids, _reached(gradients[name], axis))
     for layer in analysis.layers:
         weight = analysis.canonical(layer.weight)
         if weight in gradients:

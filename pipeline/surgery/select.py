@@ -75,9 +75,16 @@ class Strength:
         self._made = made[self._order]  # class of each output channel of all layers, sorted
         self._layer = np.repeat(np.arange(len(lengths)), lengths)[self._order]
         self._channel = np.concatenate([np.zeros(0, np.int64), *map(np.arange, lengths)])[self._order]
+        self._known = np.full(int(classes.max(initial=-1)) + 1, np.nan)
 
     def of(self, classes: Ids) -> Floats:
-        """`classes` sorted; reads the weights of these alone."""
+        """`classes` sorted; reads the weights of those alone that were not asked for before."""
+        new = classes[np.isnan(self._known[classes])]
+        if len(new):
+            self._known[new] = self._read(new)
+        return self._known[classes]
+
+    def _read(self, classes: Ids) -> Floats:
         low, high = (np.searchsorted(self._made, classes, side) for side in ("left", "right"))
         at = np.concatenate([np.zeros(0, np.int64), *map(np.arange, low, high)])
         out = np.zeros(len(classes))
@@ -131,7 +138,9 @@ def _restore(analysis: Analysis, choice: Choice, align: int | Mapping[str, int],
         mine = choice.classes[rows]
         kept = choice.keep[mine].sum(1)
         most = max(1, int(kept.max()))
-        for row in mine[kept < most]:
+        short = mine[kept < most]
+        rank.of(distinct(short[~choice.keep[short]])[0])  # read at once what each row asks for
+        for row in short:
             _keep_most_alive(choice, row, most - int(choice.keep[row].sum()), rank)
     for ids in [*(layer.ids for layer in analysis.layers), *analysis.streams.values()]:
         mine = choice.classes[ids]

@@ -12,7 +12,7 @@ from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
 from pipeline.surgery.labels import Field, Labels, positions
 from pipeline.surgery.rules.elementwise import over_positions
 from pipeline.surgery.rules.layers import mix
-from pipeline.surgery.rules.weights import Weights, pads, prod_out, reaches, summed
+from pipeline.surgery.rules.weights import Weights, array_of, pads, prod_out, summed
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -30,13 +30,15 @@ def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
         a.freeze(node, "depthwise convolution of channels that cannot be cut", a.axis_ids(w.weight, 0))
         return Labels(shape), lambda cut: Labels(shape)
     times = count // len(ids)
-    known, taps = a.ledger.constant(ids), reaches(weight, w).cpu().numpy()
-    total = summed(weight, w).cpu().numpy().reshape(-1)
-    reach = taps.reshape(-1)
+    known, reach = a.ledger.constant(ids), array_of(weight).reshape(count, -1).any(1)
     bias = np.zeros(count) if w.bias is None else a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
     each = np.repeat(known, times)
     steady = (each == 0) | (np.isfinite(each) & (not w.padded)) | ~reach
-    value = np.where(steady, bias + np.where(reach, total, 0.0) * np.nan_to_num(each), np.nan)
+    total = np.zeros(count)
+    rows = np.flatnonzero(steady & reach)  # few, for what is dead has no taps as a rule
+    read = weight.detach().index_select(0, torch.as_tensor(rows, device=weight.device))
+    total[rows] = summed(read, w).cpu().numpy().reshape(-1)
+    value = np.where(steady, bias + total * np.nan_to_num(each), np.nan)
     out = a.ledger.fresh(value, np.repeat(a.ledger.measured(ids), times) & reach, like=np.repeat(ids, times))
     a.bind(w.weight, 0, out)
     if w.bias is not None:

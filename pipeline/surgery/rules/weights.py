@@ -54,13 +54,6 @@ def rows_of(weight: Tensor, w: Weights) -> NDArray[Any]:
     return values.reshape(*values.shape[:2], -1)
 
 
-def reaches(weight: Tensor, w: Weights) -> Tensor:
-    """Whether any tap of the kernel is non-zero, (out, in / groups)."""
-    flat = weight.detach()
-    taps = flat.flatten(2).ne(0).any(2) if flat.dim() > 2 else flat.ne(0)
-    return taps if w.out_axis == 0 else taps.t()
-
-
 def not_zero(rows: NDArray[Any], which: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Of each of `which` of the rows (out, in, taps), whether any entry is not zero."""
     flat, found = rows.reshape(len(rows), -1), np.zeros(len(which), bool)
