@@ -73,7 +73,6 @@ def training(figure: Figure, points: Sequence[Point]) -> None:
 DRAWN: dict[str, tuple[Callable[[Figure, Sequence[Point]], None], tuple[float, float]]] = {
     "methods.cpu": (methods, (8.0, 4.2)),
     "training.cpu": (training, (6.0, 3.0)),
-    "training_wide.cpu": (training, (6.0, 3.0)),
 }
 
 
