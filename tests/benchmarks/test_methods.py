@@ -71,6 +71,19 @@ def test_a_run_has_the_share_it_was_asked_for(method: str, given: methods.Given)
     assert sum(math.prod(t.dims) for t in graph.graph.initializer if t.data_type == 1) <= 1.2 * point["params"]
 
 
+@pytest.mark.parametrize(("method", "align"), [("steered macs", 1), ("steered macs aligned", 8), ("demp plain", 1)])
+def test_only_aligned_runs_keep_multiples(
+    method: str, align: int, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[config.Demp, int]] = []
+    monkeypatch.setattr(methods, "train_demp", lambda section, task, align: told.append((section, align)))
+    monkeypatch.setattr(methods, "trained_network", lambda *_: None)
+    methods.trained_by((method, 0.2, 0), few, 4, 1, tmp_path)
+    ((section, asked),) = told
+    assert asked == align and section.cost == method.split()[1]
+    assert (section.target.macs if section.target else section.lambda_peak) == 0.2
+
+
 def test_the_whole_command_goes_on_where_it_was_and_times_at_the_end(
     given: methods.Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
