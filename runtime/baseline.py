@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import UserError
 from runtime.figures import (
@@ -38,7 +38,6 @@ from runtime.gate import Gate, Status, Verdict, disturbance, verdict
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 _MAX_BYTES = 4 << 20
-EVERY = "every measurement"
 
 
 class _Part(BaseModel):
@@ -78,13 +77,7 @@ class Device(_Part):
     reference_sha256: str | None = None
     """Of the model that `reference` is the ratio to."""
     doubts: dict[str, list[str]] = {}
-    """By measurement (`measured_as`), what disturbed the machine meanwhile; EVERY stands for all of them."""
-
-    @field_validator("doubts", mode="before")
-    @classmethod
-    def _of_every_measurement(cls, value: Any) -> Any:
-        """A list holds for all: of which measurement it is was not told."""
-        return {EVERY: value} if isinstance(value, list) and value else value or {}
+    """By measurement (`measured_as`), what disturbed the machine meanwhile."""
 
 
 class Baseline(_Part):
@@ -196,7 +189,7 @@ def _disturbed(figure: str, limit: float, report: Report, accepted: Device | Non
     if found := doubts_of(figure, report):
         return disturbance(found)
     where = measured_as(figure)
-    then = (accepted.doubts.get(where) or accepted.doubts.get(EVERY)) if accepted and where else None
+    then = accepted.doubts.get(where) if accepted and where else None
     return (
         f"the baseline is doubtful ({', '.join(then)}): write it anew with --update on a quiet machine" if then else ""
     )

@@ -8,17 +8,20 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
 BASE, IMAGE = "localhost/demport-base", "localhost/demport"
 CERTIFICATES = Path("/usr/local/share/ca-certificates")
+LAYER_GIB = 7
+"""Of the largest layer, the libraries. A commit holds it three times: in the container, as a file, and in the image."""
 
 
 def missing() -> str | None:
@@ -26,7 +29,23 @@ def missing() -> str | None:
     absent = [name for name in ("buildah", "mmdebstrap") if shutil.which(name) is None]
     if absent:
         return f"no {' and no '.join(absent)} here"
-    return None if os.geteuid() == 0 else "buildah with chroot isolation and mmdebstrap need root"
+    if os.geteuid() != 0:
+        return "buildah with chroot isolation and mmdebstrap need root"
+    return _no_room()
+
+
+def _no_room() -> str | None:
+    folder = tempfile.gettempdir()
+    needed, free = (2 if _memory() else 3) * LAYER_GIB, shutil.disk_usage(folder).free / 2**30
+    told = f"the image takes {needed} GiB under {folder} while it is built, {free:.0f} are free"
+    return told if free < needed else None
+
+
+def _memory() -> Path | None:
+    """A file system in memory with room for a layer beside everything else; None where there is none."""
+    folder = Path("/dev/shm")
+    roomy = folder.is_dir() and shutil.disk_usage(folder).free > (LAYER_GIB + 1) * 2**30
+    return folder if roomy and psutil.virtual_memory().available > 2 * LAYER_GIB * 2**30 else None
 
 
 def demand_builder() -> None:
@@ -77,7 +96,7 @@ class Built:
 
 @contextmanager
 def built(stage: str = "runtime") -> Iterator[Built]:
-    """Build a stage on the local base; everything is removed afterwards, the cache of pip excepted."""
+    """Build a stage on the local base; everything is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="demport-image.", ignore_cleanup_errors=True) as name:
         store = Path(name)
         store.chmod(0o755)
@@ -85,7 +104,9 @@ def built(stage: str = "runtime") -> Iterator[Built]:
             _make_base(store)
             build = ["bud", "--isolation", "chroot", "--format", "docker", "--layers=false"]
             bases = [word for name in ("BASE_IMAGE", "CI_BASE_IMAGE") for word in ("--build-arg", f"{name}={BASE}")]
-            _buildah(store, *build, *bases, "--target", stage, "--tag", IMAGE, str(ROOT), timeout_s=2400)
+            with tempfile.TemporaryDirectory(prefix="demport-layer.", dir=_memory() or store) as scratch:
+                command = [*_at(store), *build, *bases, "--target", stage, "--tag", IMAGE, str(ROOT)]
+                _run(command, timeout_s=2400, env={**os.environ, "TMPDIR": scratch})
             yield Built(store, _buildah(store, "from", IMAGE).stdout.strip())
         finally:
             for command in (["rm", "--all"], ["rmi", "--all", "--force"]):
@@ -128,7 +149,9 @@ def _at(store: Path) -> list[str]:
     return ["buildah", "--root", str(store / "root"), "--runroot", str(store / "run")]
 
 
-def _run(command: Sequence[str], *, check: bool = True, timeout_s: int) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
+def _run(
+    command: Sequence[str], *, check: bool = True, timeout_s: int, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s, env=env)
     assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.container import triton
+from tests.container import builder, triton
 from tests.container.services import compose, confined, service, words_of
 
 
@@ -55,6 +57,18 @@ def test_without_a_server_it_skips_and_in_ci_it_fails(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CI", "true")
     with pytest.raises(AssertionError, match="no network"):
         triton.demand_server()
+
+
+def test_a_full_disk_is_told_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=9 * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    monkeypatch.setattr(builder, "_memory", lambda: None)
+    assert builder._no_room() == "the image takes 21 GiB under /tmp while it is built, 9 are free"
+    monkeypatch.setattr(builder, "_memory", lambda: Path("/dev/shm"))  # where one of the three copies lies
+    assert builder._no_room() == "the image takes 14 GiB under /tmp while it is built, 9 are free"
+    usage = usage._replace(free=15 * 2**30)
+    assert builder._no_room() is None
 
 
 def test_a_server_that_ignores_the_end_is_killed_with_its_group(monkeypatch: pytest.MonkeyPatch) -> None:

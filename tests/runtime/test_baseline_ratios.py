@@ -142,11 +142,6 @@ def test_a_baseline_taken_on_a_busy_machine_says_so(made: Any) -> None:
         "the baseline is doubtful (other processes took 30 % of the cores): write it anew with --update on a quiet "
         "machine"
     )
-    every = doubtful.model_dump(mode="json", by_alias=True)
-    for doubts, status in ((why, "inconclusive"), ([], "pass")):  # a list is of every measurement
-        every["devices"]["aaaa"]["doubts"] = doubts
-        verdict = judge(busy(report(), 0.0), Baseline.model_validate(every))
-        assert (verdict.status, statuses(verdict)["accuracy.torch"]) == (status, "pass")
 
 
 @pytest.mark.parametrize(
