@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.baseline import Baseline, Rule, judge, updated
+from runtime.baseline import Rule, judge, updated
 from tests.runtime.test_baseline import Report, entry_of, report, statuses
 
 
