@@ -4,12 +4,12 @@
         --out benchmarks/results/gate_power.cpu.json
 
 A slowed copy works on after each launch for 5 or 10 % of the time that launch took (and the few microseconds of doing
-so, which for a network of 50 us are some percent more). Each comparison opens its own two sessions. With c comparisons,
-c are made of the network with itself and c / 2 with each slowed copy, in every case; with busy neighbours a fifth of
-them, as they last longer.
+so, which for a network of 50 us are some percent more). With c comparisons, c are made of the network with itself and
+c / 2 with each slowed copy, in every case; with busy neighbours a fifth of them, as they last longer. AT_ONCE of them
+go on in turn, opening by opening, as those of a check do.
 
-Every comparison is added to the --rows file as it is made; started again with the same file, the script goes on where
-it stopped, so that a shared machine need be alone only for --limit-s at a time.
+Every comparison is added to the --rows file when its turn is over; started again with the same file, the script goes on
+where it stopped, so that a shared machine need be alone only for --limit-s at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -37,9 +37,11 @@ from runtime.backend import Session, open_session
 from runtime.device import environment, fingerprint
 from runtime.errors import UserError
 from runtime.feeds import random_feeds
-from runtime.latency import Comparison, compare
+from runtime.latency import Comparison
+from runtime.openings import Running, in_turn
 
 SLOWED_PCT = (0, 5, 10)
+AT_ONCE = 24
 Row = dict[str, Any]
 
 
@@ -92,16 +94,19 @@ def neighbours(count: int) -> Iterator[None]:
             other.wait()
 
 
-def comparison(path: Path, case: Case, slowed_pct: int, time_limit_s: float) -> Comparison:
-    """One comparison of a fresh pair of sessions."""
-    first, other = (open_session(path, device="cpu", threads=case.threads) for _ in range(2))
-    second: Any = Slowed(other, slowed_pct / 100) if slowed_pct else other
-    try:
-        feeds = [random_feeds(first, case.batch)] * 2
-        return compare([first, second], feeds, time_limit_s=time_limit_s)
-    finally:
-        first.close()
-        other.close()
+def under_way(path: Path, case: Case, slowed_pct: int, time_limit_s: float, precision: float) -> Running:
+    """A comparison of the network with itself, or with a slowed copy."""
+
+    def plain() -> Session:
+        return open_session(path, device="cpu", threads=case.threads)
+
+    def other() -> Session:
+        session: Any = Slowed(plain(), slowed_pct / 100) if slowed_pct else plain()
+        return session  # type: ignore[no-any-return]
+
+    with closing(plain()) as session:
+        feed = random_feeds(session, case.batch)
+    return Running([plain, other], [feed, feed], time_limit_s=time_limit_s, precision=precision)
 
 
 def row_of(name: str, slowed_pct: int, told: Comparison) -> Row:
@@ -117,6 +122,7 @@ def row_of(name: str, slowed_pct: int, told: Comparison) -> Row:
         "detectable": round(speedup.detectable, 4),
         "p50_ms": round(told.models[0].p50_ms, 5),
         "blocks": told.protocol["blocks"],
+        "openings": told.protocol["openings"],
         "time_limit": "time limit" in told.protocol["stopped"],
         "others_busy_pct": told.conditions["others_busy_pct"],
         "stolen_pct": told.conditions["stolen_pct"],
@@ -142,6 +148,7 @@ def point(name: str, slowed_pct: int, rows: Sequence[Row]) -> Row:
         "median_detectable": statistics.median(row["detectable"] for row in rows),
         "median_p50_ms": statistics.median(row["p50_ms"] for row in rows),
         "median_blocks": statistics.median(row["blocks"] for row in rows),
+        "median_openings": statistics.median(row["openings"] for row in rows),
         "time_limit_reached": sum(row["time_limit"] for row in rows),
         "most_others_busy_pct": max(row["others_busy_pct"] for row in rows),
         "most_stolen_pct": max(row["stolen_pct"] for row in rows),
@@ -189,14 +196,26 @@ def measure(options: argparse.Namespace, rows: list[Row], keep: TextIO | None) -
         network = build(config.Model(name="demo:resnet"), num_classes=10, input_shape=(1, 8, 8)).eval()
         path = Path(folder) / "demo.onnx"
         onnx_from_torch(network, torch.zeros(2, 1, 8, 8), path, opset=18, max_abs_diff=1e-3, metadata={})
-        for name, slowed in list(wanted(options.cases, options.comparisons, rows)):
+        for several in chunks(list(wanted(options.cases, options.comparisons, rows))):
             if time.monotonic() > end:
                 break
-            with neighbours(CASES[name].busy):
-                rows.append(row_of(name, slowed, comparison(path, CASES[name], slowed, options.time_limit_s)))
-            if keep:
-                print(json.dumps(rows[-1], allow_nan=False), file=keep, flush=True)
+            cases = [(name, CASES[name], slowed) for name, slowed in several]
+            with neighbours(cases[0][1].busy):
+                limits = options.time_limit_s, options.precision
+                told = in_turn([under_way(path, case, slowed, *limits) for _, case, slowed in cases])
+            for (name, _, slowed), one in zip(cases, told, strict=True):
+                rows.append(row_of(name, slowed, one))
+                if keep:
+                    print(json.dumps(rows[-1], allow_nan=False), file=keep, flush=True)
             print(f"{len(rows)}: {rows[-1]}", file=sys.stderr)
+
+
+def chunks(several: Sequence[tuple[str, int]]) -> Iterator[Sequence[tuple[str, int]]]:
+    """AT_ONCE at a time, those with busy neighbours apart."""
+    for busy in sorted({CASES[name].busy for name, _ in several}):
+        alike = [one for one in several if CASES[one[0]].busy == busy]
+        for start in range(0, len(alike), AT_ONCE):
+            yield alike[start : start + AT_ONCE]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -205,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--comparisons", type=int, default=6, help="of the network with itself, in each case")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--time-limit-s", type=float, default=6.0, help="of one comparison")
+    parser.add_argument("--precision", type=float, default=0.02, help="half-width at which a comparison ends")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="stop, and keep what there is")
     parser.add_argument("--rows", type=Path, help="JSON lines: goes on with the comparisons that are there")
     parser.add_argument("--out", type=Path, help="results file")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from runtime.conditions import complaints
 from runtime.device import environment
 from runtime.errors import UserError
 from runtime.feeds import random_feeds
-from runtime.latency import Comparison, compare, end_to_end
+from runtime.latency import Comparison
+from runtime.openings import Opener, Running, in_turn
 
 
 @dataclass(frozen=True)
@@ -39,32 +40,30 @@ def bench(paths: Sequence[Path], conditions: Conditions) -> dict[str, Any]:
 
     Raises UserError where a file does not load or does not take the batch.
     """
-    swept = [_at(paths, batch, conditions) for batch in conditions.batches]
+    openers = [partial(open_session, path, device=conditions.device, threads=conditions.threads) for path in paths]
+    under_way = [_running(openers, batch, conditions) for batch in conditions.batches]
+    told = in_turn([one for both in under_way for one in both])
+    swept = [_swept(paths, *row) for row in zip(conditions.batches, told[::2], told[1::2], strict=True)]
     return {
         "status": "done",
         **swept[0],
         **({"sweep": swept} if len(swept) > 1 else {}),
-        "concurrency": [_loaded(paths, streams, conditions) for streams in conditions.streams],
+        "concurrency": [_loaded(paths, openers, streams, conditions) for streams in conditions.streams],
         "environment": environment(),
     }
 
 
-def _at(paths: Sequence[Path], batch: int, conditions: Conditions) -> dict[str, Any]:
-    with contextlib.ExitStack() as stack:
-        sessions = []
-        for path in paths:
-            session = open_session(path, device=conditions.device, threads=conditions.threads)
-            stack.callback(session.close)
-            sessions.append(session)
-        feeds = [_feed(session, batch) for session in sessions]
-        told = compare(
-            sessions,
-            feeds,
-            min_blocks=conditions.min_blocks,
-            time_limit_s=conditions.time_limit_s,
-            precision=conditions.precision,
-        )
-        whole = end_to_end(sessions, feeds, time_limit_s=conditions.time_limit_s / 4, precision=0.05)
+def _running(openers: Sequence[Opener], batch: int, conditions: Conditions) -> tuple[Running, Running]:
+    """Without and with the copies."""
+    feeds, limit_s = _feeds(openers, batch), conditions.time_limit_s
+    precision = conditions.precision
+    return (
+        Running(openers, feeds, min_blocks=conditions.min_blocks, time_limit_s=limit_s, precision=precision),
+        Running(openers, feeds, time_limit_s=limit_s / 4, precision=0.05, copies=True),
+    )
+
+
+def _swept(paths: Sequence[Path], batch: int, told: Comparison, whole: Comparison) -> dict[str, Any]:
     models = []
     for number, path in enumerate(paths):
         settings = dict(told.settings[number])
@@ -72,6 +71,14 @@ def _at(paths: Sequence[Path], batch: int, conditions: Conditions) -> dict[str, 
             {"file": str(path), **_figures(told, number), "settings": settings, "end_to_end": _figures(whole, number)}
         )
     return {"batch": batch, "models": models, "protocol": dict(told.protocol), "conditions": dict(told.conditions)}
+
+
+def _feeds(openers: Sequence[Opener], batch: int) -> list[dict[str, Array]]:
+    feeds = []
+    for opener in openers:
+        with closing(opener()) as session:
+            feeds.append(_feed(session, batch))
+    return feeds
 
 
 def _feed(session: Session, batch: int) -> dict[str, Array]:
@@ -88,12 +95,8 @@ def _figures(told: Comparison, number: int) -> dict[str, Any]:
     return {**kept, "speedup": asdict(told.speedups[number - 1]) if number else None}
 
 
-def _loaded(paths: Sequence[Path], streams: int, conditions: Conditions) -> dict[str, Any]:
-    openers = [partial(open_session, path, device=conditions.device, threads=conditions.threads) for path in paths]
-    feeds = []
-    for opener in openers:
-        with contextlib.closing(opener()) as session:
-            feeds.append(_feed(session, conditions.batches[0]))
+def _loaded(paths: Sequence[Path], openers: Sequence[Opener], streams: int, conditions: Conditions) -> dict[str, Any]:
+    feeds = _feeds(openers, conditions.batches[0])
     told = under_load(openers, feeds, streams)
     models = [
         {"file": str(path), **asdict(load), "speedup": asdict(told.speedups[number - 1]) if number else None}

@@ -61,6 +61,7 @@ from pipeline.data import Split
 from pipeline.explaining import explanations
 from pipeline.exporting import ROLES, EngineResult, Role
 from pipeline.hops import Images, by_class, drops, hop_entry, keep_images, metric_of, own_metric, said, worst_images
+from pipeline.latencies import against_reference, latencies
 from pipeline.measured_engines import write_measured
 from pipeline.measuring import Bench, Graphs, Hop, Latencies, Pair, Results, engine_name, hops_of, pairs_of
 from pipeline.progress import Progress
@@ -127,7 +128,7 @@ def check(
     hops = hops_of(graphs, engines, masked=masked is not None)
     results = bench.accuracies(hops, progress)
     pairs = pairs_of(graphs, engines, results)
-    latency = bench.latencies(pairs, results, progress)
+    latency = latencies(bench, pairs, results, progress)
     through_torch = _through_torch(results["dense"]), _through_torch(results["compact"])
     difference = paired_accuracy(through_torch[0].correct, through_torch[1].correct)
     sizes = {role: _sizes(networks[role], bench.input_shape) | _files(role, graphs, engines) for role in ROLES}
@@ -171,7 +172,7 @@ def _load_and_layers(
     concurrency = throughputs(bench, pairs, latency, progress)
     progress.start("check: layer by layer", 2)
     try:
-        reference = bench.against_reference()
+        reference = against_reference(bench)
         progress.update(1)
         why = explanations(bench, pairs, latency, models)
         progress.update(2)

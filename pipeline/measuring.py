@@ -1,17 +1,16 @@
-"""Measures the dense and the compact network in every form they were exported to: accuracy and paired latency."""
+"""Opens the dense and the compact network in every form they were exported to, and measures their accuracy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from export.files import sha256
 from pipeline import config
 from pipeline.data import Split
 from pipeline.exporting import ROLES, EngineResult, Role
@@ -19,15 +18,12 @@ from pipeline.progress import Progress
 from runtime.accuracy import Accuracy, accuracy
 from runtime.backend import Array, DeviceName, Session, open_session
 from runtime.errors import UserError
-from runtime.latency import Comparison, compare, end_to_end
 from runtime.torch_backend import TorchSession, image_inputs
 
 BATCH = 256
 TORCH_HOPS = ("masked", "torch")
 MAY_NOT_RUN = ("bf16",)
 """ONNX Runtime has no bfloat16 convolution on the CPU: such a graph is null with that reason."""
-GATED_PRECISION, OTHER_PRECISION = 0.01, 0.05
-"""Half-width of the speedup's interval at which a comparison ends; the gated one is measured more closely."""
 
 Graphs = Mapping[str, Mapping[Role, Path]]
 Pair = Mapping[Role, "Hop"]
@@ -58,7 +54,7 @@ class Bench:
         device: DeviceName,
     ) -> None:
         """`networks` by role, and "masked": the trained network before the cut."""
-        self.section, self._networks, self.graphs, self._test, self._device = section, networks, graphs, test, device
+        self.section, self._networks, self.graphs, self._test, self.device = section, networks, graphs, test, device
         self.gate_batch, self.threads = section.gate_batch, section.threads
         images, _ = next(iter(test.batches(max(section.batch_sizes))))
         self._images: Array = np.asarray(images)
@@ -79,26 +75,6 @@ class Bench:
             progress.stop()
         return results
 
-    def latencies(
-        self, pairs: Mapping[tuple[str, str], Pair], results: Mapping[Role, Results], progress: Progress
-    ) -> Latencies:
-        """Every pair at every batch size; null with the reason where one of the two gave no accuracy in `results`."""
-        latency: Latencies = {}
-        every = [(pair, batch) for pair in pairs for batch in sorted(set(self.section.batch_sizes))]
-        progress.start("check: latency", len(every))
-        try:
-            for step, ((backend, precision), batch) in enumerate(every):
-                progress.update(step, f"latency on {backend}, {precision}, batch {batch}")
-                pair = pairs[backend, precision]
-                told = (results[role].get(pair[role].name) for role in ROLES)
-                reason = next((why for why in told if isinstance(why, str)), None)
-                entry = self.latency(pair, batch) if reason is None else _not_timed(reason)
-                latency.setdefault(backend, {}).setdefault(precision, {})[f"b{batch}"] = entry
-            progress.update(len(every))
-        finally:
-            progress.stop()
-        return latency
-
     def session(self, role: Role, hop: Hop) -> closing[Session]:
         """Closed at the end. UserError where it does not open."""
         return closing(self.open(role, hop))
@@ -109,9 +85,9 @@ class Bench:
         if hop.name in TORCH_HOPS:
             network = self._networks[role if hop.name == "torch" else hop.name]
             inputs = image_inputs(self.input_shape)
-            return TorchSession(network, inputs, name=role, device=self._device, threads=self.threads)
+            return TorchSession(network, inputs, name=role, device=self.device, threads=self.threads)
         if hop.engine is None:
-            device: DeviceName = "cpu" if self._device == "cpu" else "auto"
+            device: DeviceName = "cpu" if self.device == "cpu" else "auto"
             return open_session(self.graphs[hop.name][role], "onnxruntime", device, self.threads)
         session = _open_engine(hop.engine)
         self.gpu = str(session.settings["gpu"])
@@ -123,60 +99,9 @@ class Bench:
             with self.session(role, hop) as session:
                 return accuracy(session, self._test.batches(BATCH))
         except UserError as error:
-            if not _may_not_run(hop):
+            if not may_not_run(hop):
                 raise
             return error.found
-
-    def latency(self, pair: Mapping[Role, Hop], batch: int) -> dict[str, Any]:
-        """The entry of `latency` for one batch size, on images of the test split, repeated where it has too few."""
-        section, gated = self.section, pair["dense"].name == "simplified" and batch == self.section.gate_batch
-        images = self.images(batch)
-        try:
-            with self.session("dense", pair["dense"]) as first, self.session("compact", pair["compact"]) as second:
-                feeds = [{session.inputs[0].name: images} for session in (first, second)]
-                told = compare(
-                    (first, second),
-                    feeds,
-                    min_blocks=section.min_blocks,
-                    time_limit_s=section.time_limit_s,
-                    precision=GATED_PRECISION if gated else OTHER_PRECISION,
-                )
-                limit = section.time_limit_s / 4
-                whole = end_to_end((first, second), feeds, time_limit_s=limit, precision=OTHER_PRECISION)
-        except UserError as error:
-            if not _may_not_run(pair["dense"]):
-                raise
-            return _not_timed(error.found)
-        return {**_latency(told), "end_to_end": _figures(whole)}
-
-    def against_reference(self) -> dict[str, Any] | None:
-        """check.json's `reference`: compact against the file of check.reference, at the gated batch. UserError where it
-        does not take the images."""
-        section = self.section
-        if section.reference is None:
-            return None
-        path = Path(section.reference).expanduser()
-        device: DeviceName = "cpu" if self._device == "cpu" else "auto"
-        reference = closing(open_session(path, "onnxruntime", device, self.threads))
-        with reference as first, self.session("compact", Hop("simplified", None)) as second:
-            sessions, images = (first, second), self.images(section.gate_batch)
-            feeds = [{session.inputs[0].name: images} for session in sessions]
-            told = compare(
-                sessions,
-                feeds,
-                min_blocks=section.min_blocks,
-                time_limit_s=section.time_limit_s,
-                precision=GATED_PRECISION,
-            )
-        timings = (asdict(model) for model in told.models)
-        return {
-            "file": path.name,
-            "sha256": sha256(path),
-            "batch": section.gate_batch,
-            **dict(zip(("reference", "compact"), timings, strict=True)),
-            "speedup": asdict(told.speedups[0]),
-            "protocol": _protocol(told),
-        }
 
     def images(self, batch: int) -> Array:
         """So many of the test split, repeated where it has too few."""
@@ -242,29 +167,6 @@ def pairs_of(
     return pairs
 
 
-def _may_not_run(hop: Hop) -> bool:
+def may_not_run(hop: Hop) -> bool:
+    """Whether it is told as null with the reason where the form does not run here; any other is an error."""
     return hop.engine is not None or hop.name in MAY_NOT_RUN
-
-
-def _not_timed(reason: str) -> dict[str, Any]:
-    """An entry of `latency` without figures."""
-    figures = ("dense", "compact", "speedup", "end_to_end", "settings", "protocol")
-    return {**dict.fromkeys(figures), "reason": reason}
-
-
-def _figures(told: Comparison) -> dict[str, Any]:
-    timings = [asdict(model) for model in told.models]
-    return {"dense": timings[0], "compact": timings[1], "speedup": asdict(told.speedups[0])}
-
-
-def _latency(told: Comparison) -> dict[str, Any]:
-    return {
-        **_figures(told),
-        "settings": dict(zip(ROLES, map(dict, told.settings), strict=True)),
-        "protocol": _protocol(told),
-        "reason": None,
-    }
-
-
-def _protocol(told: Comparison) -> dict[str, Any]:
-    return {**told.protocol, "conditions": dict(told.conditions)}

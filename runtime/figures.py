@@ -51,6 +51,16 @@ def ratio_entry(name: str, report: Report) -> Mapping[str, Any]:
     return report["reference"] if kind == "reference" else dict(latencies(report))[where]
 
 
+def intervals_of(report: Report) -> dict[str, list[float]]:
+    """The 95 % interval of every ratio of `figures_of`."""
+    found = ((name, ratio_entry(name, report)["speedup"]["ci95"]) for name in figures_of(report) if is_ratio(name))
+    return {name: [float(low), float(high)] for name, (low, high) in found}
+
+
+def is_ratio(name: str) -> bool:
+    return kind_of(name) in RATIOS
+
+
 def measured_as(name: str) -> str:
     """The measurement that a figure of speed comes from: `<where>`, which its speedup and its times share, or
     `reference.b<batch>`; "" of figures that are none of speed."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from pipeline.surgery.ledger import Floats
 from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.training.state import TrainState
-from runtime.backend import Session, open_session
+from runtime.backend import Array, Session, open_session
 from runtime.latency import Comparison, compare
+from runtime.openings import compare_openings
 
 OPSET = 18
-TIME_LIMIT_S = 4.0
+TIME_LIMIT_S, COMPARED_LIMIT_S = 4.0, 20.0
 ENGINE_LIMIT_S = 600.0
 
 
@@ -39,19 +42,22 @@ class Stopwatch:
     threads: int = 2
 
     def ms(self, *networks: nn.Module) -> list[float]:
-        """p50 of each in milliseconds a launch, taken in turn. Raises UserError where one cannot be exported."""
-        return [row.p50_ms for row in self.compared(*networks).models]
-
-    def compared(self, *networks: nn.Module) -> Comparison:
-        """All in turn, each against the first. Raises UserError where one cannot be exported."""
-        feed = np.random.default_rng(0).standard_normal((self.batch, *self.shape), dtype=np.float32)
+        """p50 of each in milliseconds a launch, taken in turn, in one sitting. Raises UserError where one cannot be
+        exported."""
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            sessions = []
-            for i, network in enumerate(networks):
-                session = self._session(network, Path(folder) / f"{i}.onnx")
-                sessions.append(stack.enter_context(closing(session)))
-            feeds = [{session.inputs[0].name: feed} for session in sessions]
-            return compare(sessions, feeds, min_blocks=10, time_limit_s=TIME_LIMIT_S * max(1, len(networks) / 2))
+            openers = self._openers(networks, Path(folder))
+            sessions = [stack.enter_context(closing(opener())) for opener in openers]
+            limit_s = TIME_LIMIT_S * max(1, len(networks) / 2)
+            told = compare(sessions, self._feeds(sessions), min_blocks=10, time_limit_s=limit_s)
+        return [row.p50_ms for row in told.models]
+
+    def compared(self, first: nn.Module, other: nn.Module) -> Comparison:
+        """With an interval that holds for the next sitting too. Raises UserError where one cannot be exported."""
+        with tempfile.TemporaryDirectory() as folder:
+            openers = self._openers((first, other), Path(folder))
+            with closing(openers[0]()) as session:
+                feeds = self._feeds([session, session])
+            return compare_openings(openers, feeds, time_limit_s=COMPARED_LIMIT_S)
 
     def slopes(self, state: TrainState, costs: Costs) -> dict[str, float]:
         """Name of each group -> ms that one of its channels takes: half of them cut out, timed beside the whole."""
@@ -73,7 +79,14 @@ class Stopwatch:
             found[group.name] = max(0.0, whole - less) / max(1, removed)
         return found
 
-    def _session(self, network: nn.Module, path: Path) -> Session:
+    def _feeds(self, sessions: Sequence[Session]) -> list[dict[str, Array]]:
+        feed = np.random.default_rng(0).standard_normal((self.batch, *self.shape), dtype=np.float32)
+        return [{session.inputs[0].name: feed} for session in sessions]
+
+    def _openers(self, networks: Sequence[nn.Module], folder: Path) -> list[Callable[[], Session]]:
+        return [self._opener(network, folder / f"{number}.onnx") for number, network in enumerate(networks)]
+
+    def _opener(self, network: nn.Module, path: Path) -> Callable[[], Session]:
         was_training = network.training
         device = next(network.parameters()).device
         try:
@@ -82,8 +95,8 @@ class Stopwatch:
         finally:
             network.train(was_training).to(device)
         if self.backend == "onnxruntime":
-            return open_session(path, device="auto", threads=self.threads)
-        return open_session(self._engine(path))
+            return partial(open_session, path, device="auto", threads=self.threads)
+        return partial(open_session, self._engine(path))
 
     def _engine(self, path: Path) -> Path:
         """An engine for this machine's GPU, in fp32."""

@@ -28,6 +28,22 @@ def test_the_ratio_to_a_reference_model(ratio: float, low: float, high: float, s
     assert verdict.status == status
 
 
+@pytest.mark.parametrize(
+    ("before_low", "high", "status"),
+    [(2.0, 1.85, "fail"), (2.0, 1.95, "inconclusive"), (1.9, 1.85, "inconclusive"), (1.95, 1.85, "fail")],
+)
+def test_the_baseline_has_an_interval_too(before_low: float, high: float, status: str) -> None:
+    """1.8 where 1.9 are allowed, 5.4 % more. Up to 1.85 are 2.7 %, which with 5.1 % of a baseline that may have been
+    1.9 make the root of 2.7 and 5.1 squared, 5.8; with 2.5 % (1.95) 3.7."""
+    before, now = report(), report()
+    entry_of(before)["speedup"]["ci95"] = [before_low, 2.1]
+    entry_of(now)["speedup"] = {"ratio": 1.8, "ci95": [1.75, high]}
+    verdict = judge(now, updated(before, None))
+    assert statuses(verdict)["speedup.onnxruntime.fp32.b32"] == status
+    gate = next(gate for gate in verdict.gates if gate.name.startswith("baseline.speedup"))
+    assert ("and the baseline's reach 1.91, which still holds" in gate.reason) == (before_low == 1.9)
+
+
 def test_another_reference_model_is_not_compared() -> None:
     baseline = updated(with_reference(1.5, 1.45, 1.55), None)
     for document in (with_reference(1.5, 1.45, 1.55, sha256="cd" * 32), report()):

@@ -16,7 +16,7 @@ from runtime import nvml
 from runtime.backend import Array, TensorSpec, open_session
 from runtime.conditions import complaints
 from runtime.feeds import random_feeds
-from runtime.latency import MAX_SAMPLES, MIN_EFFECT, Comparison, Speedup, compare, end_to_end, speedup
+from runtime.latency import MAX_SAMPLES, MIN_EFFECT, Comparison, Speedup, compare, speedup
 from tests.runtime.nets import write_onnx
 
 
@@ -242,33 +242,6 @@ def test_the_smallest_detectable_effect_by_simulation() -> None:
 def _simulated(ratio: float, seed: int) -> Speedup:
     first, other = np.exp(0.1 * np.random.default_rng(seed).standard_normal((2, 120, 2)))
     return speedup(ratio * first, other)
-
-
-class Copying(Timed):
-    """Copies take 3 ms in and 1 ms out; `log` tells the order."""
-
-    def bind(self, feeds: Mapping[str, Array]) -> None:
-        self.clock.now += 3e6
-        self.clock.log.append("bind")
-
-    def fetch(self) -> dict[str, Array]:
-        self.clock.now += 1e6
-        self.clock.log.append("fetch")
-        return {}
-
-
-def test_end_to_end_holds_the_copies() -> None:
-    clock = Clock()
-    sessions = [Copying(name, clock, constant(ms)) for name, ms in (("A", 4.0), ("B", 2.0))]
-    feeds = [{"input": np.zeros((8, 1), np.float32)}] * 2
-    result = end_to_end(sessions, feeds, clock=clock)
-    assert [m.p50_ms for m in result.models] == [8.0, 6.0]
-    assert [m.images_per_s for m in result.models] == pytest.approx([1000.0, 8000 / 6])
-    assert result.speedups[0].ratio == pytest.approx(8 / 6)
-    assert clock.log[-3:] == ["bind", clock.log[-2], "fetch"]
-    inside = compare(sessions, feeds, clock=clock)
-    assert inside.speedups[0].ratio == 2.0
-    assert [m.name for m in result.models] == ["A", "B"]
 
 
 def test_samples_are_thinned_for_the_report() -> None:

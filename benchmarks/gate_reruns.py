@@ -1,0 +1,166 @@
+"""How often `demport gate` is right where the truth is known: runs of the same networks, and of compact slowed down.
+
+    python -m benchmarks.gate_reruns --runs 12 --rows build/reruns.jsonl --out benchmarks/results/gate_reruns.cpu.json
+
+A run times dense and compact as `demport check` does, in every form and at every batch of the quickstart. Compact is
+dense with half of its channels, drawn at random, cut out. Each run is judged by a baseline made of each other one:
+whatever fails is a false alarm, because nothing changed. In half as many runs compact works on after each launch for
+--slowed percent of the time that it took, and those are judged by the same baselines: there a gate that passes is a
+miss, and one that is undecided says so. Rows and going on: as benchmarks.gate_power.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.gate_power import Slowed, measured_before
+from export.files import write_json
+from export.onnx_from_torch import onnx_from_torch
+from pipeline import config
+from pipeline.exporting import ROLES, Role
+from pipeline.latencies import latencies
+from pipeline.measuring import Bench, Hop, pairs_of
+from pipeline.models import build
+from pipeline.progress import Silent
+from pipeline.surgery import shrink
+from runtime.backend import Session
+from runtime.baseline import judge, updated
+from runtime.device import environment, fingerprint
+from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
+from runtime.figures import is_ratio
+
+SHAPE = (1, 8, 8)
+ALLOWED_FALSE_PCT, ALLOWED_FOUND_PCT = 1.0, 95.0
+Row = dict[str, Any]
+
+
+class Images:
+    """Where the bench takes its images from."""
+
+    def batches(self, batch: int) -> Any:
+        yield torch.zeros(batch, *SHAPE).numpy(), None
+
+
+class SlowedBench(Bench):
+    """Compact's launches last longer by a share of themselves."""
+
+    share = 0.0
+
+    def open(self, role: Role, hop: Hop) -> Session:
+        session: Any = super().open(role, hop)
+        return Slowed(session, self.share) if role == "compact" and self.share else session
+
+
+def networks() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    dense = build(config.Model(name="demo:resnet"), num_classes=10, input_shape=SHAPE).eval()
+    dying = copy.deepcopy(dense)
+    for norm in (one for one in dying.modules() if isinstance(one, nn.BatchNorm2d)):
+        dead = torch.randperm(norm.num_features)[: norm.num_features // 2]
+        with torch.no_grad():
+            norm.weight[dead] = norm.bias[dead] = 0.0
+    return {"dense": dense, "compact": shrink(dying, (torch.zeros(2, *SHAPE),)).model.eval()}
+
+
+def run(slowed_pct: float, nets: dict[str, nn.Module], folder: Path) -> Row:
+    """A report, as far as the gate looks at it."""
+    graphs: dict[str, dict[Role, Path]] = {"simplified": {}}
+    for role in ROLES:
+        graphs["simplified"][role] = path = folder / f"{role}.onnx"
+        if not path.exists():
+            onnx_from_torch(nets[role], torch.zeros(2, *SHAPE), path, opset=18, max_abs_diff=1e-3, metadata={})
+    bench = SlowedBench(config.Check(), nets, graphs, Images(), "cpu")  # type: ignore[arg-type]
+    bench.share = slowed_pct / 100
+    measured = latencies(bench, pairs_of(graphs, (), {role: {} for role in ROLES}), {r: {} for r in ROLES}, Silent())
+    for batches in (batches for forms in measured.values() for batches in forms.values()):
+        for entry in batches.values():
+            for one in (entry, entry["end_to_end"]):
+                for role in ROLES:
+                    del one[role]["samples_ms"]
+    size = {"params": 1, "macs": 1, "bytes": 1, "accuracy": {}}
+    return {
+        "device": fingerprint(), "slowed_pct": slowed_pct, "name": "reruns", "environment": environment(),
+        "models": dict.fromkeys(ROLES, size), "latency": measured, "verdict": {"status": "pass", "gates": []},
+    }  # fmt: skip
+
+
+def points(rows: Sequence[Row]) -> list[Row]:
+    """One point for every slowing: how the gates ruled on ratios and times over all pairs of a baseline and a run."""
+    plain = [row for row in rows if not row["slowed_pct"]]
+    found = []
+    for slowed in sorted({row["slowed_pct"] for row in rows}):
+        runs = [row for row in rows if row["slowed_pct"] == slowed]
+        pairs = [(before, now) for before in plain for now in runs if before is not now]
+        verdicts = [judge(now, updated(before, None)) for before, now in pairs]
+        gates = [gate for verdict in verdicts for gate in verdict.gates if "." in gate.name.removeprefix("baseline.")]
+        for kind in ("ratio", "time"):
+            of_kind = [g for g in gates if is_ratio(g.name.removeprefix("baseline.")) == (kind == "ratio")]
+            told = Counter(gate.status for gate in of_kind)
+            found.append({
+                "slowed_pct": slowed, "figures": kind, "runs": len(runs), "gates": len(of_kind),
+                **{status: told[status] for status in ("pass", "inconclusive", "fail")},
+                "failed_pct": 100 * told["fail"] / len(of_kind),
+                "disturbed": sum("disturbed" in g.reason or "doubtful" in g.reason for g in of_kind),
+            })  # fmt: skip
+        found.append({
+            "slowed_pct": slowed, "figures": "whole gate", "runs": len(runs), "gates": len(verdicts),
+            **{s: sum(v.status == s for v in verdicts) for s in ("pass", "inconclusive", "fail")},
+            "failed_pct": 100 * sum(v.status == "fail" for v in verdicts) / len(verdicts),
+        })  # fmt: skip
+    return found
+
+
+def missed(told: Sequence[Row]) -> list[str]:
+    """Promises that these points break."""
+    broken = []
+    for p in told:
+        what = f"{p['figures']}, slowed by {p['slowed_pct']:g} %"
+        if p["figures"] != "whole gate" and not p["slowed_pct"] and p["failed_pct"] > ALLOWED_FALSE_PCT:
+            broken.append(f"{what}: {p['failed_pct']:.2f} % false alarms, over {ALLOWED_FALSE_PCT:g}")
+        if p["figures"] == "whole gate" and p["slowed_pct"] and 100 - 100 * p["pass"] / p["gates"] < ALLOWED_FOUND_PCT:
+            broken.append(f"{what}: {p['pass']} of {p['gates']} passed")
+    return broken
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=12, help="of the networks as they are; half as many slowed")
+    parser.add_argument("--slowed", type=float, default=25.0, help="percent")
+    parser.add_argument("--rows", type=Path, required=True, help="JSON lines: goes on with the runs that are there")
+    parser.add_argument("--more", type=int, default=10**9, help="runs to add this time")
+    parser.add_argument("--out", type=Path, help="results file")
+    given = parser.parse_args(arguments)
+    rows = measured_before(given.rows)
+    wanted = [0.0, 0.0, given.slowed] * (given.runs // 2)
+    nets = networks()
+    torch.set_num_threads(config.Check().threads or torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as folder, given.rows.open("a", encoding="utf-8") as keep:
+        for slowed in wanted[len(rows) : len(rows) + given.more]:
+            rows.append(run(slowed, nets, Path(folder)))
+            print(json.dumps(rows[-1], allow_nan=False), file=keep, flush=True)
+    told = points(rows)
+    for one in told:
+        print(one)
+    if given.out:
+        command = f"python -m benchmarks.gate_reruns --runs {given.runs} --slowed {given.slowed:g}"
+        write_json(given.out, {
+            "schema": 1, "command": command, "environment": environment(), "n": given.runs, "points": told,
+        })  # fmt: skip
+    for text in (broken := missed(told)):
+        print(f"missed: {text}", file=sys.stderr)
+    return EXIT_GATE_FAILED if broken else EXIT_PASS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
