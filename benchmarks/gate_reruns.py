@@ -6,7 +6,9 @@ A run times dense and compact as `demport check` does, in every form and at ever
 dense with half of its channels, drawn at random, cut out. Each run is judged by a baseline made of each other one:
 whatever fails is a false alarm, because nothing changed. In half as many runs compact works on after each launch for
 --slowed percent of the time that it took, and those are judged by the same baselines: there a gate that passes is a
-miss, and one that is undecided says so. Rows and going on: as benchmarks.gate_power.
+miss, and one that is undecided says so. Beside them stand single sittings of SITTING_S, one session each, as a
+comparison without openings takes them: what their interval tells, and how far they really differ. Rows and going on: as
+benchmarks.gate_power.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
+import statistics
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +36,20 @@ from export.onnx_from_torch import onnx_from_torch
 from pipeline import config
 from pipeline.exporting import ROLES, Role
 from pipeline.latencies import latencies
-from pipeline.measuring import Bench, Hop, pairs_of
+from pipeline.measuring import Bench, Graphs, Hop, pairs_of
 from pipeline.models import build
 from pipeline.progress import Silent
 from pipeline.surgery import shrink
-from runtime.backend import Session
+from runtime.backend import Session, open_session
 from runtime.baseline import judge, updated
 from runtime.device import environment, fingerprint
 from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
+from runtime.feeds import random_feeds
 from runtime.figures import is_ratio
+from runtime.latency import compare
 
 SHAPE = (1, 8, 8)
+SITTING_S, SITTINGS = 1.0, 20
 ALLOWED_FALSE_PCT, ALLOWED_FOUND_PCT = 1.0, 95.0
 Row = dict[str, Any]
 
@@ -73,13 +82,30 @@ def networks() -> dict[str, nn.Module]:
     return {"dense": dense, "compact": shrink(dying, (torch.zeros(2, *SHAPE),)).model.eval()}
 
 
-def run(slowed_pct: float, nets: dict[str, nn.Module], folder: Path) -> Row:
-    """A report, as far as the gate looks at it."""
+def graphs_of(nets: dict[str, nn.Module], folder: Path) -> Graphs:
     graphs: dict[str, dict[Role, Path]] = {"simplified": {}}
     for role in ROLES:
         graphs["simplified"][role] = path = folder / f"{role}.onnx"
         if not path.exists():
             onnx_from_torch(nets[role], torch.zeros(2, *SHAPE), path, opset=18, max_abs_diff=1e-3, metadata={})
+    return graphs
+
+
+def sittings(graphs: Graphs) -> list[Row]:
+    """Each batch's comparison in one sitting, again and again, the batches in turn."""
+    rows: list[Row] = []
+    for batch in config.Check().batch_sizes * SITTINGS:
+        with ExitStack() as stack:
+            paths = (graphs["simplified"][role] for role in ROLES)
+            sessions = [stack.enter_context(closing(open_session(p, device="cpu", threads=2))) for p in paths]
+            feeds = [random_feeds(session, batch) for session in sessions]
+            told = compare(sessions, feeds, time_limit_s=SITTING_S, precision=1e-9).speedups[0]
+        rows.append({"device": fingerprint(), "sitting": batch, "ratio": told.ratio, "ci95": told.ci95})
+    return rows
+
+
+def run(slowed_pct: float, nets: dict[str, nn.Module], graphs: Graphs) -> Row:
+    """A report, as far as the gate looks at it."""
     bench = SlowedBench(config.Check(), nets, graphs, Images(), "cpu")  # type: ignore[arg-type]
     bench.share = slowed_pct / 100
     measured = latencies(bench, pairs_of(graphs, (), {role: {} for role in ROLES}), {r: {} for r in ROLES}, Silent())
@@ -95,8 +121,29 @@ def run(slowed_pct: float, nets: dict[str, nn.Module], folder: Path) -> Row:
     }  # fmt: skip
 
 
+def differing(rows: Sequence[Row]) -> list[Row]:
+    """For sittings and runs of each batch on ONNX Runtime: the half-width that one tells, and how far they differ (1.96
+    standard deviations)."""
+    found = []
+    for batch in config.Check().batch_sizes:
+        alone = [row for row in rows if row.get("sitting") == batch]
+        plain = (row["latency"]["onnxruntime"]["fp32"] for row in rows if row.get("slowed_pct") == 0)
+        whole = [entries[f"b{batch}"]["speedup"] for entries in plain if f"b{batch}" in entries]
+        for measured, told in ((f"one sitting of {SITTING_S:g} s", alone), ("openings, as a check", whole)):
+            if len(told) > 1:
+                halves = [50 * (one["ci95"][1] - one["ci95"][0]) / one["ratio"] for one in told]
+                spread = 100 * statistics.stdev(math.log(one["ratio"]) for one in told)
+                found.append({
+                    "measured": measured, "batch": batch, "n": len(told),
+                    "median_ratio": statistics.median(one["ratio"] for one in told),
+                    "told_half_width_pct": statistics.median(halves), "spread_pct": 1.96 * spread,
+                })  # fmt: skip
+    return found
+
+
 def points(rows: Sequence[Row]) -> list[Row]:
     """One point for every slowing: how the gates ruled on ratios and times over all pairs of a baseline and a run."""
+    rows = [row for row in rows if "slowed_pct" in row]
     plain = [row for row in rows if not row["slowed_pct"]]
     found = []
     for slowed in sorted({row["slowed_pct"] for row in rows}):
@@ -133,30 +180,41 @@ def missed(told: Sequence[Row]) -> list[str]:
     return broken
 
 
+def missing(
+    rows: Sequence[Row], runs: int, slowed_pct: float, nets: dict[str, nn.Module], graphs: Graphs
+) -> Iterator[list[Row]]:
+    """What is still to be measured, measured."""
+    done = sum("slowed_pct" in row for row in rows)
+    if not any("sitting" in row for row in rows):
+        yield sittings(graphs)
+    for slowed in ([0.0, 0.0, slowed_pct] * (runs // 2))[done:]:
+        yield [run(slowed, nets, graphs)]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=12, help="of the networks as they are; half as many slowed")
     parser.add_argument("--slowed", type=float, default=25.0, help="percent")
     parser.add_argument("--rows", type=Path, required=True, help="JSON lines: goes on with the runs that are there")
-    parser.add_argument("--more", type=int, default=10**9, help="runs to add this time")
+    parser.add_argument("--limit-s", type=float, default=math.inf, help="stop, and keep what there is")
     parser.add_argument("--out", type=Path, help="results file")
     given = parser.parse_args(arguments)
-    rows = measured_before(given.rows)
-    wanted = [0.0, 0.0, given.slowed] * (given.runs // 2)
+    rows, end = measured_before(given.rows), time.monotonic() + given.limit_s
     nets = networks()
-    torch.set_num_threads(config.Check().threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder, given.rows.open("a", encoding="utf-8") as keep:
-        for slowed in wanted[len(rows) : len(rows) + given.more]:
-            rows.append(run(slowed, nets, Path(folder)))
-            print(json.dumps(rows[-1], allow_nan=False), file=keep, flush=True)
+        graphs = graphs_of(nets, Path(folder))
+        for new in missing(rows, given.runs, given.slowed, nets, graphs):
+            rows += new
+            print("\n".join(json.dumps(one, allow_nan=False) for one in new), file=keep, flush=True)
+            if time.monotonic() > end:
+                break
     told = points(rows)
-    for one in told:
+    for one in (*told, *differing(rows)):
         print(one)
     if given.out:
         command = f"python -m benchmarks.gate_reruns --runs {given.runs} --slowed {given.slowed:g}"
-        write_json(given.out, {
-            "schema": 1, "command": command, "environment": environment(), "n": given.runs, "points": told,
-        })  # fmt: skip
+        head = {"schema": 1, "command": command, "environment": environment(), "n": given.runs}
+        write_json(given.out, {**head, "points": [*told, *differing(rows)]})
     for text in (broken := missed(told)):
         print(f"missed: {text}", file=sys.stderr)
     return EXIT_GATE_FAILED if broken else EXIT_PASS

@@ -23,9 +23,9 @@ def throughputs(
 ) -> list[dict[str, Any]]:
     """check.json's `concurrency`: every pair at the gated batch with each number of streams, in that order.
 
-    A pair that has no figures in `latency` there has none here, with the same reason. An entry takes 3.4 s for the pair
-    that is gated (GATED_ROUNDS) and 2.2 s for others (OTHER_ROUNDS); more where launches are longer than a window of
-    0.1 s. Others that would take longer than check.time_limit_s after a warm-up are null with that reason.
+    A pair that has no figures in `latency` there has none here, with the same reason. The pair that is gated takes
+    GATED_ROUNDS, others OTHER_ROUNDS; others that would take longer than check.time_limit_s after a warm-up are null
+    with that reason.
     """
     entries: list[dict[str, Any]] = []
     every = [(pair, streams) for pair in pairs for streams in bench.section.streams]

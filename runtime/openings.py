@@ -1,10 +1,9 @@
 """Comparisons whose sessions are opened anew again and again, spread over time, so that an interval holds for the next
 run too.
 
-For a second or several a machine stands in a state that favours one network over another: on two shared cores the
-ratio of two small networks, taken over a second each, differs by 3 to 20 % from second to second and from opening to
-opening, where the samples within one second tell of 1 to 3 (docs/latency.md). An interval from one sitting is true of
-that sitting alone; a gate that compares two runs by it cries wolf.
+For a second or several a machine stands in a state that favours one network over another: sittings of a second each
+differ by several times what the samples within one of them tell (benchmarks/results/gate_reruns.cpu.json). An interval
+from one sitting is true of that sitting alone; a gate that compares two runs by it cries wolf.
 
 **Opening**: every session opened, the first one taking turns; bound, warmed up (at the first opening as sampling.py
 tells, later by one round, or for up to 3 as long as they take less than 50 ms), so many blocks, closed. The first

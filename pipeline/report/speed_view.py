@@ -158,8 +158,8 @@ def method(source: Source) -> list[tuple[str, str]]:
     if row is None or row.figures.protocol is None or row.figures.speedup is None:
         return []
     protocol: Mapping[str, Any] = row.figures.protocol
-    names = {"order": "Order", "blocks": "Blocks", "warmup_rounds": "Warm-up rounds", "stopped": "Ended by",
-             "interval": "Interval", "min_effect": "Differences left out up to"}  # fmt: skip
+    names = {"order": "Order", "openings": "Openings", "blocks": "Blocks", "warmup_rounds": "Warm-up rounds",
+             "stopped": "Ended by", "interval": "Interval", "min_effect": "Differences left out up to"}  # fmt: skip
     rows = [(label, str(protocol[key])) for key, label in names.items() if key in protocol]
     rows.append(("Smallest speedup it would have found", numbers.ratio(row.figures.speedup.detectable)))
     state = protocol.get("conditions")

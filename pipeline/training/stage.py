@@ -57,7 +57,7 @@ class Trained:
     """Those nobody would miss, by the last census; removed ones included."""
     reached: dict[str, float] | None
     """Of a steered training: `macs` and `channels` as shares of the dense network; where a latency was asked for,
-    `latency_ms` and, of the dense network as the training began, `dense_latency_ms`."""
+    `dense_latency_ms`, of the dense network as the training began. What it came to, surgery's network shows."""
 
 
 Align = int | Literal["auto"]

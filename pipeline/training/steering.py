@@ -223,18 +223,16 @@ class Steering:
                 alive[pair.classes[pair.state[HELD].cpu().numpy() > 0]] = False
         return alive
 
-    def reached(self, last: bool) -> dict[str, float]:
-        """Where the network stands: shares of MACs and channels of the dense network, without what has faded; at the
-        last, its latency in ms too where that was asked for, and that of the dense one as the training began."""
+    def reached(self) -> dict[str, float]:
+        """Where the network stands: shares of MACs and channels of the dense network, without what has faded; where a
+        latency was asked for, that of the dense network as the training began, in ms."""
         alive = self._alive_now()
         shares = {
             "macs": self._costs.macs(alive) / self._first["macs"],
             "channels": float(self._costs.members[alive].sum()) / self._first["channels"],
         }
-        if not last or self._dense is None:
-            return shares
         dense_ms = self._first["latency_ms"]
-        return shares | {"latency_ms": self.latency_ratio() * dense_ms, "dense_latency_ms": dense_ms}
+        return shares if dense_ms is None else shares | {"dense_latency_ms": dense_ms}
 
     def pressure(self, step: int, lr: float) -> float:
         """The mean lambda of fading channels: the L1 weight whose proximal step at this learning rate they take."""

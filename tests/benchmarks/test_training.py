@@ -45,9 +45,12 @@ def test_own_work_is_penalty_noise_and_census_over_plain_steps(few: Dataset, mon
 
 
 def test_whole_trainings_lie_side_by_side(few: Dataset) -> None:
-    given = argparse.Namespace(device="cpu", threads=1, epochs=4, cost="macs")
-    dense, demp = training.removals(MODEL, few, given, 50)
+    given = argparse.Namespace(device="cpu", threads=1, epochs=4, cost="macs", reached_at=[0.5, 0.25])
+    dense, demp, early = training.removals(MODEL, few, given, 50)
     assert (dense["training"], demp["training"]) == ("dense", "demp")
+    assert (early["reached_at"], early["cost"]) == (0.25, "macs") and early["params_pct"] < 100
+    when = [next(row["epoch"] for row in one["curve"] if row["macs"] < dense["macs"]) for one in (early, demp)]
+    assert when[0] <= when[1]
     assert demp["macs"] < dense["macs"] and demp["params_pct"] == 100 * demp["params"] / dense["params"] < 100
     assert demp["time_ratio"] == demp["time_s"] / dense["time_s"]
     assert [row["epoch"] for row in demp["curve"]] == [1, 2, 3, 4] and not dense["removals"]
@@ -57,7 +60,8 @@ def test_whole_trainings_lie_side_by_side(few: Dataset) -> None:
 def test_the_command_told_is_the_one_given(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_data, "dataset", lambda name, where: few)
     monkeypatch.setattr(training, "own_work", lambda *_: {"measured": "own work", "cost_pct": 1.0, "allowed_pct": 5.0})
-    whole = {"measured": "removals", "network": "b", "time_ratio": 0.8, "params_pct": 19.0}
+    whole = {"measured": "removals", "network": "b", "time_ratio": 0.8, "params_pct": 19.0,
+             "cost": "plain", "reached_at": 0.4}  # fmt: skip
     monkeypatch.setattr(training, "removals", lambda *_: [whole])
     out = tmp_path / "x.json"
     assert training.main(["--out", str(out), "--only", "own work", "--threads", "1"]) == EXIT_PASS
@@ -67,16 +71,23 @@ def test_the_command_told_is_the_one_given(few: Dataset, tmp_path: Path, monkeyp
     )
     assert [p["measured"] for p in told["points"]] == ["own work"] * 2
     assert (
-        training.main(["--out", str(out), "--width", "64", "--only", "removals", "--threads", "1"]) == EXIT_GATE_FAILED
+        training.main(
+            ["--out", str(out), "--width", "64", "--only", "removals", "--threads", "1", "--reached-at", "0.4", "0.2"]
+        )
+        == EXIT_GATE_FAILED
     )
     told = json.loads(out.read_text())
-    assert told["command"].endswith("x.json --threads 1 --width 64 --only removals") and told["n"] == 1
+    assert (
+        told["command"].endswith("x.json --threads 1 --width 64 --reached-at 0.4 0.2 --only removals")
+        and told["n"] == 1
+    )
     assert told["points"] == [whole]
 
 
 def test_broken_promises_are_named() -> None:
     kept = {"measured": "own work", "network": "a", "cost_pct": 4.9, "allowed_pct": 5.0}
-    whole = {"measured": "removals", "network": "b", "time_ratio": 0.69, "params_pct": 19.0}
+    told = {"measured": "removals", "network": "b", "cost": "plain", "reached_at": 0.4}
+    whole = {**told, "time_ratio": 0.69, "params_pct": 19.0}
     assert training.missed([kept, whole, {"measured": "removals", "network": "b"}]) == []
     found = training.missed([{**kept, "cost_pct": 5.1}, {**whole, "time_ratio": 0.71}, {**whole, "params_pct": 21.0}])
     assert len(found) == 3 and "5.1 %" in found[0] and "0.71" in found[1] and "21" in found[2]

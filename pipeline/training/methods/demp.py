@@ -116,7 +116,7 @@ class Demp:
         steered: dict[str, Any] = {}
         if self._steering is not None:
             pressure = self._steering.pressure(step, learning_rate(self._section, step, self._steps_per_epoch))
-            steered = {"reached": self._steering.reached(last=epoch + 1 == self._section.epochs)}
+            steered = {"reached": self._steering.reached()}
         return {
             "lambda": pressure,
             "sigma": one_cycle(step, self._span, self._section.sigma_peak),
