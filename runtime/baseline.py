@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import UserError
 from runtime.figures import (
+    BEST,
     MORE_IS_BETTER,
     RATIOS,
     TIMES,
@@ -256,15 +257,18 @@ def _too_small(name: str, share: float, report: Report, rules: Rules) -> str:
 
 
 def _as_fast_at_best(name: str, accepted: Device, now: Mapping[str, float], rule: Rule) -> str:
-    """Why a slower median may be noise of a machine that nothing else tells is busy; "" where it may not."""
+    """Why a worse median may be noise of a machine that nothing else tells is busy: the fastest samples are as good as
+    before, by the same rule; "" where they are not."""
     kind, _, where = name.partition(".")
-    best = f"best_ms.{where}"
-    if kind != "p50_ms" or best not in accepted.figures or best not in now:
+    best = f"{BEST}.{name}" if is_ratio(name) else f"best_ms.{where}" if kind == "p50_ms" else ""
+    if best not in accepted.figures or best not in now:
         return ""
-    allowed = max(rule.relative * accepted.figures[best], rule.absolute)
-    if now[best] > accepted.figures[best] + allowed:
+    before, value = accepted.figures[best], now[best]
+    allowed = max(rule.relative * before, rule.absolute)
+    if value < before - allowed if is_ratio(name) else value > before + allowed:
         return ""
-    return f"the fastest sample is as fast as before ({now[best]:g} ms): the machine may be busy"
+    told = f"{value:.3g} times" if is_ratio(name) else f"{value:g} ms"
+    return f"the fastest samples are as fast as before ({told}): the machine may be busy"
 
 
 def _other_device(environment: Mapping[str, Any], baseline: Baseline) -> Gate:

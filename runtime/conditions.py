@@ -12,6 +12,7 @@ from runtime import nvml
 from runtime.device import usable, usable_cores
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+STEADY = 1.4
 _EVERY_S = 1.0  # looking costs about a millisecond, and is done between samples
 
 
@@ -82,6 +83,17 @@ def complaints(document: Mapping[str, Any], *, settings: bool = True) -> list[st
         if gpu["slowed_by"]:
             found.append(f"{gpu['name']} was throttled: {', '.join(gpu['slowed_by'])}")
     return found
+
+
+def scatter(*timings: Mapping[str, Any]) -> list[str]:
+    """Which networks' launches tell of a disturbance that the system does not: half of them took STEADY times as long
+    as the fastest or more. Timings have name, p50_ms and best_ms; [] where all were steady."""
+    shares = [(timing, timing["p50_ms"] / timing["best_ms"]) for timing in timings if timing.get("best_ms")]
+    return [
+        f"half of the launches of {timing.get('name', 'a network')} took {share:.1f} times the fastest or longer"
+        for timing, share in shares
+        if share >= STEADY
+    ]
 
 
 def _gpu(states: list[Mapping[str, Any]]) -> dict[str, Any]:

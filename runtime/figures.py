@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.conditions import complaints
+from runtime.conditions import complaints, scatter
 from runtime.errors import UserError
 from runtime.gate import Gate
 
 Report = Mapping[str, Any]
 RATIOS, TIMES = ("speedup", "reference"), ("p50_ms", "best_ms")
-MORE_IS_BETTER = ("accuracy", *RATIOS)
+MORE_IS_BETTER, BEST = ("accuracy", *RATIOS), "best_ratio"
 """Kinds of figures; of all others less is better."""
 
 
@@ -23,7 +23,8 @@ def kind_of(name: str) -> str:
 def figures_of(report: Report) -> dict[str, float]:
     """The compact network's figures by name: params, macs, bytes, accuracy.<hop>, speedup.<where>, p50_ms.<where> and
     best_ms.<where>, where <where> is `<backend>.<precision>.b<batch>`; and reference.b<batch>, the p50 of the reference
-    model over compact's. What was not measured is left out."""
+    model over compact's. best_ratio.<name> of a ratio is that of the fastest samples. What was not measured is left
+    out."""
     compact = report["models"]["compact"]
     figures = {name: compact[name] for name in ("params", "macs", "bytes")}
     figures |= {f"accuracy.{hop}": value for hop, value in compact["accuracy"].items()}
@@ -34,7 +35,17 @@ def figures_of(report: Report) -> dict[str, float]:
             figures[f"speedup.{where}"] = measured["speedup"]["ratio"]
     if reference := report.get("reference"):
         figures[f"reference.b{reference['batch']}"] = reference["speedup"]["ratio"]
-    return {name: float(value) for name, value in figures.items() if value is not None}
+    found = {name: float(value) for name, value in figures.items() if value is not None}
+    return found | {f"{BEST}.{name}": ratio for name in found if (ratio := _best_ratio(name, report)) is not None}
+
+
+def _best_ratio(name: str, report: Report) -> float | None:
+    """The fastest sample of the other network over compact's; None of figures that are no ratios, and where the report
+    does not tell."""
+    entry = ratio_entry(name, report) if is_ratio(name) else {}
+    first, compact = entry.get("reference") or entry.get("dense") or {}, entry.get("compact") or {}
+    other_ms, compact_ms = first.get("best_ms"), compact.get("best_ms")
+    return float(other_ms) / float(compact_ms) if other_ms and compact_ms else None
 
 
 def latencies(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -72,8 +83,11 @@ def doubts_of(name: str, report: Report) -> list[str]:
     """What disturbed the machine while the figure was measured; [] of figures that are none of speed, or not there."""
     kind, where = kind_of(name), measured_as(name)
     found = report.get("reference") if kind == "reference" else dict(latencies(report)).get(where)
-    state = ((found or {}).get("protocol") or {}).get("conditions") if where else None
-    return complaints(state, settings=False) if state else []
+    if not where or not found:
+        return []
+    state = (found.get("protocol") or {}).get("conditions")
+    timings = (found[name] for name in ("reference", "dense", "compact") if found.get(name))
+    return [*(complaints(state, settings=False) if state else []), *scatter(*timings)]
 
 
 def demand_report(report: Report) -> None:

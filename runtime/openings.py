@@ -10,7 +10,7 @@ tells, later by one round, or for up to 3 as long as they take less than 50 ms),
 opening decides how many blocks: `min_blocks` over 6 openings, more where opening takes longer than that, fewer where
 the time limit would not let 6 openings be.
 **In turn**: several comparisons go on opening by opening, one after the other, so that each is spread over the time of
-all. One alone lasts LEAST_S or half its time limit, whichever is less.
+all. Each lasts LEAST_S or its time limit, whichever is less.
 **Length**: at least `min_blocks` and 6 openings, then until every interval is narrow enough, or the time limit (of this
 comparison's own openings), or 300 openings. At the time limit it stops even before that, with 5 openings or more, and
 then the verdict is "not distinguishable".
@@ -37,7 +37,7 @@ Opener = Callable[[], Session]
 OPENINGS = 6
 MOST_OPENINGS = 300
 _FEWEST = 5  # fewer make no interval
-LEAST_S = 5.0
+LEAST_S = 20.0
 _MOST_BLOCKS = 50  # of an opening
 _WARM_NS = 50_000_000
 
@@ -92,7 +92,7 @@ class Running:
 
     def _end(self) -> str:
         count = len(self._taken)
-        spread = self._clock() - self._start >= min(LEAST_S * 1e9, self._limit_ns / 2)
+        spread = self._clock() - self._start >= min(LEAST_S * 1e9, self._limit_ns)
         if self._enough() and spread and count >= self._next_look:
             self._next_look = ceil(1.2 * count)
             if narrow(np.array(self._taken), self._precision, self._seed):

@@ -44,6 +44,37 @@ def test_the_baseline_has_an_interval_too(before_low: float, high: float, status
     assert ("and the baseline's reach 1.91, which still holds" in gate.reason) == (before_low == 1.9)
 
 
+def timed(ratio: float, dense_best: float, p50_ms: float = 1.0, best_ms: float = 0.9) -> Report:
+    document = report()
+    entry = {"dense": {"name": "dense.onnx", "p50_ms": ratio * p50_ms, "best_ms": dense_best},
+             "compact": {"name": "compact.onnx", "p50_ms": p50_ms, "best_ms": best_ms},
+             "speedup": {"ratio": ratio, "ci95": [0.99 * ratio, 1.01 * ratio]}}  # fmt: skip
+    document["latency"]["onnxruntime"]["fp32"]["b32"] = entry
+    return document
+
+
+@pytest.mark.parametrize(("dense_best", "status"), [(1.8, "inconclusive"), (1.75, "inconclusive"), (1.5, "fail")])
+def test_a_ratio_that_fell_fails_where_that_of_the_fastest_samples_fell_too(dense_best: float, status: str) -> None:
+    """1.8 / 0.9 = 2.0 before; 1.75 / 0.9 = 1.94 is within 5 %, 1.67 is not."""
+    verdict = judge(timed(1.7, dense_best), updated(timed(2.0, 1.8), None))
+    gate = next(gate for gate in verdict.gates if gate.name.startswith("baseline.speedup"))
+    assert gate.status == status
+    assert ("fastest samples are as fast as before" in gate.reason) == (status == "inconclusive")
+    assert not any("best_ratio" in gate.name for gate in verdict.gates)
+
+
+@pytest.mark.parametrize(("best_ms", "status"), [(0.72, "pass"), (0.71, "inconclusive")])
+def test_launches_that_scatter_tell_of_a_disturbance(best_ms: float, status: str) -> None:
+    """Half of compact's took 1 ms or more; 1.4 times 0.71 is 0.99. In this run, or when the baseline was taken."""
+    scattered = timed(2.0, 1.8, best_ms=best_ms)
+    for now, before in ((scattered, timed(2.0, 1.8)), (timed(2.0, 1.8), scattered)):
+        verdict = judge(now, updated(before, None))
+        gate = next(gate for gate in verdict.gates if gate.name.startswith("baseline.speedup"))
+        assert gate.status == status
+        told = "half of the launches of compact.onnx took 1.4 times the fastest or longer" in gate.reason
+        assert told == (status == "inconclusive")
+
+
 def test_another_reference_model_is_not_compared() -> None:
     baseline = updated(with_reference(1.5, 1.45, 1.55), None)
     for document in (with_reference(1.5, 1.45, 1.55, sha256="cd" * 32), report()):
