@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -235,7 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for one in points(rows):
         print(one)
     if options.out:
-        command = f"python -m benchmarks.gate_power --comparisons {options.comparisons}"
+        command = shlex.join(
+            ["python", "-m", "benchmarks.gate_power", *(sys.argv[1:] if arguments is None else arguments)]
+        )
         document = {"schema": 1, "command": command, "environment": environment(), "n": options.comparisons}
         write_json(options.out, {**document, "points": points(rows)})
 

@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import math
+import shlex
 import statistics
 import sys
 import tempfile
@@ -122,27 +123,30 @@ def run(slowed_pct: float, nets: dict[str, nn.Module], graphs: Graphs) -> Row:
 
 
 def differing(rows: Sequence[Row]) -> list[Row]:
-    """For sittings and runs of each batch on ONNX Runtime: the half-width that one tells, and how far they differ (1.96
-    standard deviations)."""
+    """For sittings and runs of each batch on ONNX Runtime: the half-width that one tells, and how far they differ: 1.96
+    standard deviations, and the same by the median deviation, which odd ones do not move."""
     found = []
     for batch in config.Check().batch_sizes:
         alone = [row for row in rows if row.get("sitting") == batch]
         plain = (row["latency"]["onnxruntime"]["fp32"] for row in rows if row.get("slowed_pct") == 0)
         whole = [entries[f"b{batch}"]["speedup"] for entries in plain if f"b{batch}" in entries]
-        for measured, told in ((f"one sitting of {SITTING_S:g} s", alone), ("openings, as a check", whole)):
+        for how, told in ((f"one sitting of {SITTING_S:g} s", alone), ("openings, as a check", whole)):
             if len(told) > 1:
                 halves = [50 * (one["ci95"][1] - one["ci95"][0]) / one["ratio"] for one in told]
-                spread = 100 * statistics.stdev(math.log(one["ratio"]) for one in told)
+                logs = [100 * math.log(one["ratio"]) for one in told]
+                usual = 1.4826 * statistics.median(abs(one - statistics.median(logs)) for one in logs)
                 found.append({
-                    "measured": measured, "batch": batch, "n": len(told),
+                    "measured": f"batch {batch}, {how}", "n": len(told),
                     "median_ratio": statistics.median(one["ratio"] for one in told),
-                    "told_half_width_pct": statistics.median(halves), "spread_pct": 1.96 * spread,
+                    "told_half_width_pct": statistics.median(halves), "usual_spread_pct": 1.96 * usual,
+                    "spread_pct": 1.96 * statistics.stdev(logs),
                 })  # fmt: skip
     return found
 
 
 def points(rows: Sequence[Row]) -> list[Row]:
-    """One point for every slowing: how the gates ruled on ratios and times over all pairs of a baseline and a run."""
+    """Three points for every slowing: how the gates ruled on ratios, on times, and as a whole, over all pairs of a
+    baseline and a run."""
     rows = [row for row in rows if "slowed_pct" in row]
     plain = [row for row in rows if not row["slowed_pct"]]
     found = []
@@ -155,24 +159,29 @@ def points(rows: Sequence[Row]) -> list[Row]:
             of_kind = [g for g in gates if is_ratio(g.name.removeprefix("baseline.")) == (kind == "ratio")]
             told = Counter(gate.status for gate in of_kind)
             found.append({
-                "slowed_pct": slowed, "figures": kind, "runs": len(runs), "gates": len(of_kind),
+                "run": changed(slowed), "slowed_pct": slowed, "figures": kind, "runs": len(runs), "gates": len(of_kind),
                 **{status: told[status] for status in ("pass", "inconclusive", "fail")},
                 "failed_pct": 100 * told["fail"] / len(of_kind),
                 "disturbed": sum("disturbed" in g.reason or "doubtful" in g.reason for g in of_kind),
             })  # fmt: skip
         found.append({
-            "slowed_pct": slowed, "figures": "whole gate", "runs": len(runs), "gates": len(verdicts),
+            "run": changed(slowed), "slowed_pct": slowed, "figures": "whole gate", "runs": len(runs),
+            "gates": len(verdicts),
             **{s: sum(v.status == s for v in verdicts) for s in ("pass", "inconclusive", "fail")},
             "failed_pct": 100 * sum(v.status == "fail" for v in verdicts) / len(verdicts),
         })  # fmt: skip
     return found
 
 
+def changed(slowed_pct: float) -> str:
+    return f"compact slowed by {slowed_pct:g} %" if slowed_pct else "nothing changed"
+
+
 def missed(told: Sequence[Row]) -> list[str]:
     """Promises that these points break."""
     broken = []
     for p in told:
-        what = f"{p['figures']}, slowed by {p['slowed_pct']:g} %"
+        what = f"{p['run']}, {p['figures']}"
         if p["figures"] != "whole gate" and not p["slowed_pct"] and p["failed_pct"] > ALLOWED_FALSE_PCT:
             broken.append(f"{what}: {p['failed_pct']:.2f} % false alarms, over {ALLOWED_FALSE_PCT:g}")
         if p["figures"] == "whole gate" and p["slowed_pct"] and 100 - 100 * p["pass"] / p["gates"] < ALLOWED_FOUND_PCT:
@@ -212,7 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in (*told, *differing(rows)):
         print(one)
     if given.out:
-        command = f"python -m benchmarks.gate_reruns --runs {given.runs} --slowed {given.slowed:g}"
+        command = shlex.join(
+            ["python", "-m", "benchmarks.gate_reruns", *(sys.argv[1:] if arguments is None else arguments)]
+        )
         head = {"schema": 1, "command": command, "environment": environment(), "n": given.runs}
         write_json(given.out, {**head, "points": [*told, *differing(rows)]})
     for text in (broken := missed(told)):

@@ -64,12 +64,13 @@ def table(path: Path, keys: Sequence[str], link: str) -> str:
         document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return f"Not measured yet: `python -m benchmarks.{path.name.split('.')[0]}` writes {path.name}.\n"
-    points: list[Point] = document["points"]
+    every: list[Point] = document["points"]
     for key in keys:
-        if not any(key in point for point in points):
+        if not any(key in point for point in every):
             raise UserError(
-                f"{path.name}: no point has `{key}`", f"expected one of {sorted(points[0])}", "name another key"
+                f"{path.name}: no point has `{key}`", f"expected one of {sorted(every[0])}", "name another key"
             )
+    points = [point for point in every if any(key in point for key in keys)]
     names = [key for key in keys if any(isinstance(point.get(key), str) for point in points)]
     rows: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:

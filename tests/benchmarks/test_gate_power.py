@@ -59,7 +59,7 @@ def test_runs_of_the_same_networks_are_judged_by_each_other() -> None:
     assert (plain["gates"], plain["pass"], plain["fail"], plain["inconclusive"]) == (6, 4, 2, 0)
     assert (slowed["gates"], slowed["fail"], slowed["pass"]) == (3, 2, 1)
     assert [text.partition(":")[0] for text in gate_reruns.missed(list(told.values()))] == [
-        "ratio, slowed by 0 %", "time, slowed by 0 %", "whole gate, slowed by 25 %",
+        "nothing changed, ratio", "nothing changed, time", "compact slowed by 25 %, whole gate",
     ]  # fmt: skip
     quiet = gate_reruns.points([row(0.0, 2.0), row(0.0, 2.02), row(25.0, 1.6)])
     assert gate_reruns.missed(quiet) == []
