@@ -46,16 +46,22 @@ def kept_results(model: nn.Module) -> dict[int, Any]:
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy of the network whose parameters and buffers have shapes but no memory."""
     memo = kept_results(model)
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-    for b in model.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
+    for tensor in tensors_of(model):
+        empty = torch.empty_like(tensor, device="meta")
+        parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if parameter else empty
     return copy_modules(model, memo)
+
+
+def tensors_of(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers, each once, in one walk."""
+    tables = [table for m in model.modules() for table in (m._parameters, m._buffers) if table]
+    return list({id(t): t for table in tables for t in table.values() if t is not None}.values())
 
 
 def shallow_copy(model: nn.Module) -> nn.Module:
     """New module objects around the same parameters and buffers."""
-    return copy_modules(model, kept_results(model) | {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    return copy_modules(model, kept_results(model) | {id(t): t for t in tensors_of(model)})
 
 
 def set_mode(model: nn.Module, training: bool) -> nn.Module:

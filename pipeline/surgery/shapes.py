@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.surgery.known_shapes import FUNCTIONS, MODULES
+
 # Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
 SHAPE_KEPT = frozenset(
     (
         nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity,
-        nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid,
+        nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid,
     )
 )  # fmt: skip
 _CONVOLUTION = ("stride", "padding", "dilation", "groups", "padding_mode")
@@ -20,6 +22,8 @@ _CONVOLUTION = ("stride", "padding", "dilation", "groups", "padding_mode")
 CONFIGURED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: (), **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONVOLUTION),
     nn.AdaptiveAvgPool2d: ("output_size",),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
 }  # fmt: skip
 # Views and sizes are as fast to make as to look up.
 QUICK = frozenset(
@@ -37,8 +41,13 @@ class Shapes:
 
     def __init__(self) -> None:
         self._known: dict[Any, Tensor] = {}
+        self._made: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
 
     def of_function(self, target: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        rule = FUNCTIONS.get(target)
+        shape = rule(args, kwargs) if rule is not None else None
+        if shape is not None:
+            return self._contiguous(shape, args[0].dtype if isinstance(args[0], Tensor) else args[0][0].dtype)
         own = str(getattr(target, "__module__", "")).partition(".")[0] in ("torch", "_operator")
         return self._once(target if own and target.__name__ not in QUICK else None, target, args, kwargs)
 
@@ -51,11 +60,23 @@ class Shapes:
         kind = type(module)
         if kind in SHAPE_KEPT and len(args) == 1 and isinstance(args[0], Tensor):
             x = args[0]
-            return torch.empty(x.shape, dtype=x.dtype, device="meta") if x.is_contiguous() else torch.empty_like(x)
+            return self._contiguous(x.shape, x.dtype) if x.is_contiguous() else torch.empty_like(x)
         if kind not in CONFIGURED or module._forward_hooks or module._forward_pre_hooks:
             return module(*args, **kwargs)
+        rule = MODULES.get(kind)
+        if rule is not None and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            shape = rule(module, args[0])
+            if shape is not None:
+                return self._contiguous(shape, args[0].dtype)
         settings = tuple(getattr(module, name) for name in CONFIGURED[kind])
         return self._once((kind, settings), module, args, kwargs, *module._parameters.values())
+
+    def _contiguous(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of its own, or a view of one with nothing in common but the shape."""
+        key = (tuple(shape), dtype)
+        if key not in self._made:
+            self._made[key] = torch.empty(key[0], dtype=dtype, device="meta")
+        return self._made[key][...]
 
     def _once(self, what: Any, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any], *looks_at: Any) -> Any:
         """The result of the call; of one that is known, a view with nothing in common but the shape."""

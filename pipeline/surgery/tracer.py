@@ -27,6 +27,7 @@ COMPOSED = (
     nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )  # fmt: skip
+_NUMBERS = frozenset((bool, int, float, str, type(None)))
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
@@ -115,8 +116,10 @@ class ShapeTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._executing:
             return attr_val
+        if not isinstance(attr_val, Tensor):
+            return attr_val
         self._cached = parameter_proxy_cache  # kept to forget the parameters of a submodule given up on
-        name = self._names.get(attr_val) if isinstance(attr_val, Tensor) else None
+        name = self._names.get(attr_val)
         if name is None:
             return super().getattr(attr, attr_val, parameter_proxy_cache)
         if name not in parameter_proxy_cache:
@@ -134,6 +137,10 @@ class ShapeTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, ConcreteProxy):
             return a.node
+        if type(a) is tuple:
+            return tuple(map(self.create_arg, a))
+        if type(a) in _NUMBERS or (type(a) is dict and not a):
+            return a
         node = super().create_arg(a)
         if isinstance(node, fx.Node) and isinstance(a, Tensor) and "val" not in node.meta:
             node.meta["val"] = a.detach().to("meta")
@@ -154,6 +161,10 @@ class ShapeTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> ConcreteProxy:
         return ConcreteProxy(node, self)
+
+    def create_node(self, *what: Any, **more: Any) -> fx.Node:
+        """Without the record of modules and scopes that fx keeps of every call."""
+        return self.graph.create_node(*what, **more)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind == "call_function" and getattr(target, "__module__", "").startswith("torchvision."):
@@ -179,11 +190,13 @@ class ShapeTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._executing:
             return forward(*args, **kwargs)
-        before, stack = len(self.graph.nodes), self.module_stack.copy()
+        before = len(self.graph.nodes)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            path = self.path_of_module(m)
+            if self.is_leaf_module(m, path):
+                return self.create_proxy("call_module", path, args, kwargs)
+            return forward(*args, **kwargs)
         except Exception as error:
-            self.module_stack = stack
             for node in list(self.graph.nodes)[before:][::-1]:
                 self.graph.erase_node(node)
             left = set(self.graph.nodes)
