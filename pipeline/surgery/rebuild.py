@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
@@ -15,6 +20,9 @@ from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
 CACHE_BYTES = 1 << 20
+LARGE = 1 << 16  # elements of a tensor that are worth a second thread
+VAST = 1 << 24
+Array = NDArray[Any]
 
 
 def rebuild(
@@ -27,9 +35,10 @@ def rebuild(
     """
     source = analysis.traced.module if weights is None else weights
     memo = kept_results(source)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
-        made = cut_tensor(tensor.detach(), name, cut)
+    named = [*source.named_parameters(), *source.named_buffers()]
+    left, tensors = cut_tensors(named, cut), {}
+    for name, tensor in named:
+        made = left[name]
         tensors[name] = (
             nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
         )
@@ -50,6 +59,26 @@ def rebuild(
     made_module = fx.GraphModule(root, graph, source.__class__.__name__)
     set_mode(made_module, source.training)
     return made_module
+
+
+def cut_tensors(named: Sequence[tuple[str, Tensor]], cut: Cut) -> dict[str, Tensor]:
+    """`cut_tensor` of each. A second thread begins with the largest, for NumPy copies without Python's lock."""
+    made: dict[str, Tensor] = {}
+    todo = deque(sorted(named, key=lambda one: one[1].numel()))
+
+    def work(take: Callable[[], tuple[str, Tensor]]) -> None:
+        with suppress(IndexError):
+            while True:
+                name, tensor = take()
+                made[name] = cut_tensor(tensor, name, cut)
+
+    if todo and all(tensor.device.type == "cpu" for _, tensor in todo) and todo[-1][1].numel() >= LARGE:
+        with ThreadPoolExecutor(1) as second:
+            helped = second.submit(work, todo.pop)
+            work(todo.popleft)
+            helped.result()
+    work(todo.popleft)
+    return made
 
 
 def cut_tensor(tensor: Tensor, name: str, cut: Cut) -> Tensor:
@@ -85,14 +114,26 @@ def _take(tensor: Tensor, indices: dict[int, Ids], target: Tensor) -> None:
         target.copy_(tensor)
         return
     source, to = tensor.numpy(), target.numpy()
-    if list(indices) == [0, 1]:  # rows lose their columns while they lie in the cache
-        at_once = max(1, CACHE_BYTES // source[0].nbytes)
-        for i in range(0, len(to), at_once):
-            source.take(indices[0][i : i + at_once], 0).take(index, 1, out=to[i : i + at_once], mode="clip")
+    if list(indices) == [0, 1]:
+        _take_both(source, indices[0], index, to)
         return
     for axis, wanted in first:
         source = source.take(wanted, axis)
     source.take(index, last, out=to, mode="clip")
+
+
+def _take_both(source: Array, rows: Ids, columns: Ids, to: Array) -> None:
+    """Rows lose their columns while they lie in the cache; a vast weight is halved between two threads."""
+    if to.size >= VAST:
+        half = len(rows) // 2
+        with ThreadPoolExecutor(1) as second:
+            helped = second.submit(_take_both, source, rows[half:], columns, to[half:])
+            _take_both(source, rows[:half], columns, to[:half])
+            helped.result()
+        return
+    at_once = max(1, CACHE_BYTES // source[0].nbytes)
+    for i in range(0, len(to), at_once):
+        source.take(rows[i : i + at_once], 0).take(columns, 1, out=to[i : i + at_once], mode="clip")
 
 
 def _fold(cut: Cut, root: nn.Module) -> dict[fx.Node, str]:
