@@ -49,7 +49,7 @@ class Cut:
         """Entries `index` of `axis` stay; every user of a parameter must ask for the same."""
         key = (self.analysis.canonical(parameter), axis)
         known = self.slices.setdefault(key, index)
-        if not np.array_equal(known, index):
+        if known is not index and not np.array_equal(known, index):
             raise LayoutError("two users of a parameter keep different channels", ids)
 
     def regroup(self, parameter: str, out_axis: int, outs: Ids, ins: Ids) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,13 @@ from pipeline.surgery.labels import Ids
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 VARYING = float("nan")
+
+
+def _grown(values: NDArray[Any], size: int) -> Any:
+    """With zeros behind, in memory that is not touched before it is used."""
+    more = np.zeros(size, values.dtype)
+    more[: len(values)] = values
+    return more
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,9 @@ class Ledger:
         ids = np.arange(first, first + len(values))
         self.size += len(values)
         if self.size > len(self._constant):
-            grown = max(self.size, 2 * len(self._constant))
-            self._constant = np.r_[self._constant, np.full(grown - len(self._constant), np.nan)]
-            self._measured = np.r_[self._measured, np.zeros(grown - len(self._measured), bool)]
-            self._root = np.r_[self._root, np.zeros(grown - len(self._root), np.int64)]
+            size = max(self.size, 4 * len(self._constant))
+            self._constant, self._root = _grown(self._constant, size), _grown(self._root, size)
+            self._measured = _grown(self._measured, size)
         self._constant[first : self.size] = values
         self._root[first : self.size] = ids if like is None else self._root[like.ravel()]
         if measured is not False:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-CACHE_BYTES = 1 << 20  # of a weight are read at once
+CACHE_BYTES = 1 << 19  # of a weight are read at once
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,16 @@ def not_zero(rows: NDArray[Any], which: NDArray[np.int64]) -> NDArray[np.bool_]:
     flat, found = rows.reshape(len(rows), -1), np.zeros(len(which), bool)
     at_once = max(1, CACHE_BYTES // max(1, flat[:1].nbytes))
     for i in range(0, len(which), at_once):
-        read = flat.take(which[i : i + at_once], 0)
-        found[i : i + at_once] = np.abs(read, out=read).max(1) != 0
+        found[i : i + at_once] = _any_not_zero(flat.take(which[i : i + at_once], 0))
     return found
+
+
+def _any_not_zero(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Per row; of floating-point numbers the bits are joined, which is three times as fast, without that of the sign."""
+    if rows.dtype not in (np.float32, np.float64):
+        return rows.any(1)
+    bits = rows.view(np.uint32 if rows.dtype == np.float32 else np.uint64)
+    return np.asarray(np.bitwise_or.reduce(bits, axis=1) << 1 != 0)
 
 
 def prod_out(weight: Tensor, w: Weights) -> int:
