@@ -19,7 +19,7 @@ from pipeline.surgery.copies import copy_modules, kept_results, set_mode
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
-CACHE_BYTES = 1 << 20
+CACHE_BYTES = 1 << 18
 LARGE = 1 << 16  # elements of a tensor that are worth a second thread
 VAST = 1 << 24
 Array = NDArray[Any]
@@ -132,8 +132,11 @@ def _take_both(source: Array, rows: Ids, columns: Ids, to: Array) -> None:
             helped.result()
         return
     at_once = max(1, CACHE_BYTES // source[0].nbytes)
+    lines = np.empty((min(at_once, len(to)), *source.shape[1:]), source.dtype)
     for i in range(0, len(to), at_once):
-        source.take(rows[i : i + at_once], 0).take(columns, 1, out=to[i : i + at_once], mode="clip")
+        some = rows[i : i + at_once]
+        whole = source.take(some, 0, out=lines[: len(some)], mode="clip")
+        whole.take(columns, 1, out=to[i : i + at_once], mode="clip")
 
 
 def _fold(cut: Cut, root: nn.Module) -> dict[fx.Node, str]:
