@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from pipeline.surgery.copies import named_tensors
 from pipeline.surgery.labels import Field, Ids, Labels
 from pipeline.surgery.ledger import Ledger
 from pipeline.surgery.trace import Traced
@@ -62,7 +63,7 @@ class Analysis:
         self._names: dict[int, str] = {}
         module = self.traced.module
         self.modules = dict(module.named_modules(remove_duplicate=False))
-        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        named = named_tensors(self.modules)
         self._tensors = dict(named)
         for name, tensor in named:
             self._names.setdefault(id(tensor), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +58,18 @@ def tensors_of(model: nn.Module) -> list[torch.Tensor]:
     """Parameters and buffers, each once, in one walk."""
     tables = [table for m in model.modules() for table in (m._parameters, m._buffers) if table]
     return list({id(t): t for table in tables for t in table.values() if t is not None}.values())
+
+
+def named_tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
+    """Parameters, then buffers, under every name; `modules` are those of `named_modules`, which need no second walk."""
+    tables: tuple[Callable[[nn.Module], Any], ...] = (lambda m: m._parameters, lambda m: m._buffers)
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for table in tables
+        for path, m in modules.items()
+        for name, tensor in table(m).items()
+        if tensor is not None
+    ]
 
 
 def shallow_copy(model: nn.Module) -> nn.Module:

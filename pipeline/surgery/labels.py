@@ -183,8 +183,9 @@ def positions(full: Ids, kept: Ids) -> Ids:
     """Where each entry of `kept` stands in `full` (both 1-d); repeated ids are matched in order of occurrence."""
     if len(full) and rising(full):
         inside = len(kept) and full[0] <= kept[0] and kept[-1] <= full[-1] and rising(kept)
+        at: Ids = kept - full[0]
         if inside and full[-1] - full[0] == len(full) - 1:  # the ids of a layer follow each other
-            return kept - full[0]
+            return at
         at = np.searchsorted(full, kept)
         at = np.minimum(at, len(full) - 1)
         if not np.array_equal(full[at], kept) or len(distinct(at)[0]) != len(at):

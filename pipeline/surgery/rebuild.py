@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.assembly import graph_module
 from pipeline.surgery.copies import copy_modules, kept_results, set_mode
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
@@ -56,7 +57,7 @@ def rebuild(
     groups = {str(node.target): count for node, count in cut.groups.items() if node.op == "call_module"}
     for path, module in root.named_modules():
         refresh(module, groups.get(path))
-    made_module = fx.GraphModule(root, graph, source.__class__.__name__)
+    made_module = graph_module(root, graph, source.__class__.__name__)
     set_mode(made_module, source.training)
     return made_module
 

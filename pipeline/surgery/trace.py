@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
+from pipeline.surgery.assembly import take_over
 from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import meta_twin, set_mode, shallow_copy
 from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
@@ -18,6 +19,10 @@ from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
 
 class Recorded(fx.GraphModule):
     """A graph over a network's modules that runs call by call: it is mostly read, and code for it is slow to make."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        take_over(self, root, graph)
 
     def recompile(self) -> PythonCode:
         return PythonCode("", {}, None)
@@ -99,7 +104,7 @@ def any_batch(
         setattr(twin, name, tensor.to("meta"))
     more = [torch.empty((len(x) + 1, *x.shape[1:]), dtype=x.dtype, device="meta") for x in example_inputs]
     try:
-        Recorded(twin, graph)(*more)
+        Recorded(twin, graph, "twin")(*more)
     except (RuntimeError, TypeError, ValueError):
         return False
     return True

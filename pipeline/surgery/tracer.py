@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
-from pipeline.surgery.copies import deep_copy
+from pipeline.surgery.copies import deep_copy, named_tensors
 from pipeline.surgery.shapes import CONFIGURED, SHAPE_KEPT, Shapes
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
@@ -110,7 +110,7 @@ class ShapeTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._modules = dict(root.named_modules())
-        self._names = {tensor: name for name, tensor in [*root.named_buffers(), *root.named_parameters()]}
+        self._names = {tensor: name for name, tensor in reversed(named_tensors(self._modules))}  # the first name counts
         return super().trace(root, concrete_args)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

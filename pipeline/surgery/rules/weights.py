@@ -68,7 +68,8 @@ def _any_not_zero(rows: NDArray[Any]) -> NDArray[np.bool_]:
     if rows.dtype not in (np.float32, np.float64):
         return rows.any(1)
     bits = rows.view(np.uint32 if rows.dtype == np.float32 else np.uint64)
-    return np.asarray(np.bitwise_or.reduce(bits, axis=1) << 1 != 0)
+    found: NDArray[np.bool_] = np.asarray(np.bitwise_or.reduce(bits, axis=1) << 1) != 0
+    return found
 
 
 def prod_out(weight: Tensor, w: Weights) -> int:
