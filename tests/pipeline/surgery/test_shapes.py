@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from pipeline.surgery.copies import set_mode
-from pipeline.surgery.labels import Field, Labels, distinct, lost
+from pipeline.surgery import rebuild
+from pipeline.surgery.assembly import graph_module
+from pipeline.surgery.copies import named_tensors, set_mode
+from pipeline.surgery.cut import Cut
+from pipeline.surgery.labels import Field, Labels, LayoutError, distinct, lost, positions
 from pipeline.surgery.ledger import Ledger
+from pipeline.surgery.rules.weights import not_zero
 from pipeline.surgery.shapes import Shapes
 from pipeline.surgery.trace import Recorded, trace
 from tests.pipeline.surgery.nets import conv, image, net, pooled
@@ -123,3 +127,110 @@ def test_distinct_and_lost_agree_with_sets() -> None:
             gone = set(ids.ravel().tolist()) - set(kept.tolist())
             assert lost(before, [Labels((len(kept),), (Field((0,), kept),))]).tolist() == sorted(gone)
         assert set(lost(before, []).tolist()) == set(ids.ravel().tolist())
+
+
+def test_positions_of_ids_that_follow_each_other_and_of_those_that_do_not() -> None:
+    random = np.random.default_rng(0)
+    for full in (np.arange(7, 27), np.arange(7, 47, 2), random.permutation(20)):
+        for _ in range(20):
+            kept = full[np.sort(random.choice(20, random.integers(1, 20), replace=False))]
+            assert full[positions(full, kept)].tolist() == kept.tolist()
+    full = np.arange(7, 27)
+    assert positions(full, full[[3, 1]]).tolist() == [3, 1] and positions(full, full[:0]).size == 0
+    for strange in ([6, 8], [26, 27], [8, 8]):
+        with pytest.raises(LayoutError, match="channels arrive"):
+            positions(full, np.array(strange))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_rows_with_anything_in_them_are_found(dtype: Any) -> None:
+    rows = np.zeros((9, 3, 4), dtype)
+    rows[1, 2, 3] = 1
+    rows[2, 0, 0] = -5
+    want = {1, 2}
+    if dtype is not np.int64:
+        rows[3] = -0.0
+        for i, value in enumerate((np.nan, -np.inf, np.finfo(dtype).smallest_subnormal)):
+            rows[4 + i, 1, 1] = value
+            want.add(4 + i)
+    which = np.array([8, 6, 5, 4, 3, 2, 1, 0])
+    assert {int(i) for i in which[not_zero(rows, which)]} == want
+    assert not_zero(rows, which[:0]).size == 0
+
+
+def cut_of(slices: dict[tuple[str, int], Any]) -> Cut:
+    cut = Cut.__new__(Cut)
+    cut.slices, cut.grouped = slices, {}
+    return cut
+
+
+def test_tensors_are_cut_the_same_in_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = np.array([0, 2, 3, 6])
+    named = [(f"{i}", torch.randn(7, 5 + i, 3)) for i in range(40)]
+    cut = cut_of({(name, axis): index for name, _ in named for axis in (0, 1)})
+    want = {name: t[index][:, index[:3]] for name, t in named}
+    cut.slices |= {(name, 1): index[:3] for name, _ in named}
+    for large, vast in ((1 << 20, 1 << 20), (1, 1 << 20), (1, 5)):
+        monkeypatch.setattr(rebuild, "LARGE", large)
+        monkeypatch.setattr(rebuild, "VAST", vast)
+        got = rebuild.cut_tensors(named, cut)
+        assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_what_fails_in_the_second_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(tensor: Tensor, name: str, cut: Cut) -> Tensor:
+        if name == "large":
+            raise MemoryError(name)
+        return tensor
+
+    monkeypatch.setattr(rebuild, "cut_tensor", failing)
+    monkeypatch.setattr(rebuild, "LARGE", 1)
+    with pytest.raises(MemoryError, match="large"):
+        rebuild.cut_tensors([("small", torch.zeros(2)), ("large", torch.zeros(99))], cut_of({}))
+
+
+def test_a_graph_module_holds_what_fx_would_hold() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.scale = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
+            self.register_buffer("shift", torch.zeros(3), persistent=False)
+            self.register_buffer("more", torch.zeros(3))
+            self.left_out = nn.Linear(3, 3)
+
+    root = nn.Sequential(Inner(), nn.Sequential(nn.ReLU(), Inner())).eval()
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    for name in ("0.fc.weight", "0.scale", "0.shift", "1.1.more"):  # a weight before and after its module
+        x = graph.call_function(torch.add, (x, graph.get_attr(name)))
+    for name in ("1.1.fc", "0.fc", "1.0"):
+        x = graph.call_module(name, (x,))
+    graph.output(graph.call_function(torch.add, (x, graph.get_attr("1.1.fc.bias"))))
+    want, got = fx.GraphModule(root, graph, "Made"), graph_module(root, graph, "Made")
+    image = torch.randn(3, 3)
+    assert torch.equal(got(image), want(image)) and got.code == want.code and type(got).__name__ == "Made"
+    for tensors in ("named_parameters", "named_buffers", "named_modules"):
+        assert [n for n, _ in getattr(got, tensors)()] == [n for n, _ in getattr(want, tensors)()]
+    assert [(type(m), m.training) for m in got.modules()][1:] == [(type(m), m.training) for m in want.modules()][1:]
+    assert got.state_dict().keys() == want.state_dict().keys() and "0.shift" not in got.state_dict()
+    assert got.get_submodule("0.fc") is root[0].fc and not got.training
+
+
+def test_tensors_have_the_names_torch_gives_them() -> None:
+    first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3)
+    second.weight = first.weight
+    root = nn.Sequential(nn.BatchNorm2d(3), first, nn.Sequential(second))
+    root.register_buffer("shift", torch.zeros(3))
+    for all_names in (True, False):
+        want = [*root.named_parameters(remove_duplicate=not all_names), *root.named_buffers()]
+        got = named_tensors(dict(root.named_modules(remove_duplicate=not all_names)))
+        assert {n: id(t) for n, t in want}.items() <= {n: id(t) for n, t in got}.items()
+        assert not all_names or [n for n, _ in got] == [n for n, _ in want]
+
+
+def test_a_ledger_that_grows_forgets_nothing() -> None:
+    ledger = Ledger()
+    ids = [ledger.fresh(np.full(700, float(i)), np.full(700, i % 2 == 0)) for i in range(12)]
+    assert all((ledger.constant(x) == i).all() for i, x in enumerate(ids))
+    assert [bool(ledger.measured(x).all()) for x in ids] == [i % 2 == 0 for i in range(12)]
+    assert not ledger.measured(ids[1]).any() and ledger.classes().tolist() == list(range(8400))
