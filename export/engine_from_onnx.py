@@ -77,6 +77,7 @@ def engine_from_onnx(
     unreadable, its products are not in `precision`, its batch does not fit the profiles, an option is not for this
     TensorRT, the builder refuses it (with its first error), crashes, or takes longer than `time_limit_s` seconds.
     """
+    source = manifest.Source(file=os.path.relpath(onnx, path.parent), sha256=sha256(onnx))
     flags = flags or BuildFlags()
     profiles = (profile, *flags.more_profiles)
     check_profiles(profiles)
@@ -84,7 +85,6 @@ def engine_from_onnx(
     choice = choose(flavour, (target,))
     can = features(load(choice.flavour))
     check_flags(flags, can, choice.flavour)
-    source = manifest.Source(file=os.path.relpath(onnx, path.parent), sha256=sha256(onnx))
     gpu = first_gpu()
     cache = _cache_file(flags, choice, can.version, gpu) if can.timing_cache else None
     log, started = path.with_name(path.name + ".log"), time.perf_counter()
@@ -105,6 +105,8 @@ def engine_from_onnx(
         )
         answer = run_builder(request, Path(scratch) / "request.json", time_limit_s, report)
         seconds = round(time.perf_counter() - started, 3)
+        if flags.timing_cache is not None and cache is None:
+            answer["notes"].append(f"{choice.flavour} times no kernels ahead of time: nothing for engine.timing_cache")
         told = _manifest(path, temporary, request, choice, source, plan_sha256, answer, gpu)
         _put_layers(path, Path(request.layers))
     sidecar = manifest.write(path, told)

@@ -98,6 +98,7 @@ def test_several_profiles_and_targets_in_one_real_engine(tmp_path: Path) -> None
         0,
     )
     assert (told.timing_cache, told.cuda.library) == (None, "13")
+    assert told.notes == ["tensorrt_rtx times no kernels ahead of time: nothing for engine.timing_cache"]
     assert not (tmp_path / "unused").exists()
     for words in ("--profile 1,1,8 --profile 16,32,64", "--target SM86+SM89", "--sparse", "--tf32"):
         assert words in told.command

@@ -185,8 +185,9 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_missing_and_broken_onnx(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.onnx cannot be read"):
-        build(tmp_path / "gone.onnx", folder / "x.engine")
+    for flavour in ("tensorrt_rtx", "tensorrt"):  # of which the second is not here
+        with pytest.raises(UserError, match=r"gone\.onnx cannot be read"):
+            build(tmp_path / "gone.onnx", folder / "x.engine", flavour=flavour)
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match=r"cannot read .*bad\.onnx"):
         build(tmp_path / "bad.onnx", folder / "x.engine")
