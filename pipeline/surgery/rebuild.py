@@ -124,14 +124,19 @@ def _take(tensor: Tensor, indices: dict[int, Ids], target: Tensor) -> None:
 
 
 def _take_both(source: Array, rows: Ids, columns: Ids, to: Array) -> None:
-    """Rows lose their columns while they lie in the cache; a vast weight is halved between two threads."""
-    if to.size >= VAST:
-        half = len(rows) // 2
-        with ThreadPoolExecutor(1) as second:
-            helped = second.submit(_take_both, source, rows[half:], columns, to[half:])
-            _take_both(source, rows[:half], columns, to[:half])
-            helped.result()
+    """Entries at rows and columns; a vast weight is halved between two threads."""
+    half = len(rows) // 2 if to.size >= VAST else 0
+    if not half:
+        _take_rows(source, rows, columns, to)
         return
+    with ThreadPoolExecutor(1) as second:
+        helped = second.submit(_take_rows, source, rows[half:], columns, to[half:])
+        _take_rows(source, rows[:half], columns, to[:half])
+        helped.result()
+
+
+def _take_rows(source: Array, rows: Ids, columns: Ids, to: Array) -> None:
+    """Rows lose their columns while they lie in the cache."""
     at_once = max(1, CACHE_BYTES // source[0].nbytes)
     lines = np.empty((min(at_once, len(to)), *source.shape[1:]), source.dtype)
     for i in range(0, len(to), at_once):

@@ -167,9 +167,11 @@ def cut_of(slices: dict[tuple[str, int], Any]) -> Cut:
 def test_tensors_are_cut_the_same_in_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     index = np.array([0, 2, 3, 6])
     named = [(f"{i}", torch.randn(7, 5 + i, 3)) for i in range(40)]
-    cut = cut_of({(name, axis): index for name, _ in named for axis in (0, 1)})
+    cut = cut_of({(name, 0): index for name, _ in named} | {(name, 1): index[:3] for name, _ in named})
     want = {name: t[index][:, index[:3]] for name, t in named}
-    cut.slices |= {(name, 1): index[:3] for name, _ in named}
+    named.append(("row", torch.randn(4, 9)))  # one row is left, which cannot be halved
+    cut.slices |= {("row", 0): index[2:3], ("row", 1): index}
+    want["row"] = named[-1][1][3:4, index]
     for large, vast in ((1 << 20, 1 << 20), (1, 1 << 20), (1, 5)):
         monkeypatch.setattr(rebuild, "LARGE", large)
         monkeypatch.setattr(rebuild, "VAST", vast)
