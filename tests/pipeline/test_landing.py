@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline import config, steps
 from pipeline.surgery.stage import Cut
+from pipeline.training import latency
 from pipeline.training.latency import Stopwatch
 from pipeline.training.stage import Trained
 from runtime.gate import Gate
@@ -69,7 +70,8 @@ def test_a_latency_is_measured_on_the_compact_network(monkeypatch: pytest.Monkey
         assert "other processes took 40 % of the cores" in doubted.reason
 
 
-def test_the_stopwatch_tells_two_networks_apart() -> None:
+def test_the_stopwatch_tells_two_networks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "COMPARED_LIMIT_S", 1.0)
     slow = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.LazyLinear(2))
     fast = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
     for network in (slow, fast):
