@@ -35,7 +35,6 @@ def _place(path: str, homes: dict[str, tuple[Any, Any]]) -> None:
         return
     if name in source._modules:
         target._modules[name] = source._modules[name]
-        homes[path] = (source._modules[name], source._modules[name])
     elif name in source._parameters:
         target._parameters[name] = source._parameters[name]
     elif name in source._buffers:

@@ -135,6 +135,7 @@ def test_what_overwrites_keeps_its_shape_or_raises_as_torch_does(target: Any, se
         (nn.Conv2d(4, 4, 3, groups=2, device="meta"), meta(1, 2, 8, 8)),
         (nn.Conv2d(3, 4, 5, device="meta"), meta(1, 3, 4, 8)),
         (nn.Conv2d(3, 4, 3, device="meta"), meta(3, 3, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 3, padding=5, padding_mode="reflect", device="meta"), meta(1, 3, 4, 4)),
         (nn.Linear(3, 4, device="meta"), meta(2, 4)),
     ],
 )

@@ -144,16 +144,17 @@ def test_positions_of_ids_that_follow_each_other_and_of_those_that_do_not() -> N
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 def test_rows_with_anything_in_them_are_found(dtype: Any) -> None:
-    rows = np.zeros((9, 3, 4), dtype)
+    rows = np.zeros((10, 3, 4), dtype)
     rows[1, 2, 3] = 1
     rows[2, 0, 0] = -5
     want = {1, 2}
     if dtype is not np.int64:
         rows[3] = -0.0
-        for i, value in enumerate((np.nan, -np.inf, np.finfo(dtype).smallest_subnormal)):
+        subnormal = np.finfo(dtype).smallest_subnormal
+        for i, value in enumerate((np.nan, -np.inf, subnormal, subnormal * 2**15)):
             rows[4 + i, 1, 1] = value
             want.add(4 + i)
-    which = np.array([8, 6, 5, 4, 3, 2, 1, 0])
+    which = np.array([9, 7, 6, 5, 4, 3, 2, 1, 0])
     assert {int(i) for i in which[not_zero(rows, which)]} == want
     assert not_zero(rows, which[:0]).size == 0
 
@@ -207,7 +208,9 @@ def test_a_graph_module_holds_what_fx_would_hold() -> None:
         x = graph.call_function(torch.add, (x, graph.get_attr(name)))
     for name in ("1.1.fc", "0.fc", "1.0"):
         x = graph.call_module(name, (x,))
-    graph.output(graph.call_function(torch.add, (x, graph.get_attr("1.1.fc.bias"))))
+    for name in ("1.1.fc.bias", "0.fc.bias"):
+        x = graph.call_function(torch.add, (x, graph.get_attr(name)))
+    graph.output(x)
     want, got = fx.GraphModule(root, graph, "Made"), graph_module(root, graph, "Made")
     image = torch.randn(3, 3)
     assert torch.equal(got(image), want(image)) and got.code == want.code and type(got).__name__ == "Made"
