@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -21,8 +18,7 @@ from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Ids
 
 CACHE_BYTES = 1 << 18
-LARGE = 1 << 16  # elements of a tensor that are worth a second thread
-VAST = 1 << 24
+LARGE = 1 << 18  # elements left of a tensor that are worth a second thread
 Array = NDArray[Any]
 
 
@@ -36,10 +32,9 @@ def rebuild(
     """
     source = analysis.traced.module if weights is None else weights
     memo = kept_results(source)
-    named = [*source.named_parameters(), *source.named_buffers()]
-    left, tensors = cut_tensors(named, cut), {}
-    for name, tensor in named:
-        made = left[name]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
+        made = cut_tensor(tensor, name, cut)
         tensors[name] = (
             nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
         )
@@ -60,26 +55,6 @@ def rebuild(
     made_module = graph_module(root, graph, source.__class__.__name__)
     set_mode(made_module, source.training)
     return made_module
-
-
-def cut_tensors(named: Sequence[tuple[str, Tensor]], cut: Cut) -> dict[str, Tensor]:
-    """`cut_tensor` of each. A second thread begins with the largest, for NumPy copies without Python's lock."""
-    made: dict[str, Tensor] = {}
-    todo = deque(sorted(named, key=lambda one: one[1].numel()))
-
-    def work(take: Callable[[], tuple[str, Tensor]]) -> None:
-        with suppress(IndexError):
-            while True:
-                name, tensor = take()
-                made[name] = cut_tensor(tensor, name, cut)
-
-    if todo and all(tensor.device.type == "cpu" for _, tensor in todo) and todo[-1][1].numel() >= LARGE:
-        with ThreadPoolExecutor(1) as second:
-            helped = second.submit(work, todo.pop)
-            work(todo.popleft)
-            helped.result()
-    work(todo.popleft)
-    return made
 
 
 def cut_tensor(tensor: Tensor, name: str, cut: Cut) -> Tensor:
@@ -124,8 +99,9 @@ def _take(tensor: Tensor, indices: dict[int, Ids], target: Tensor) -> None:
 
 
 def _take_both(source: Array, rows: Ids, columns: Ids, to: Array) -> None:
-    """Entries at rows and columns; a vast weight is halved between two threads."""
-    half = len(rows) // 2 if to.size >= VAST else 0
+    """Entries at rows and columns. Large weights are halved between two threads, for NumPy copies without Python's
+    lock. No result is made in the second thread: memory it gives back is of no use to the first."""
+    half = len(rows) // 2 if to.size >= LARGE else 0
     if not half:
         _take_rows(source, rows, columns, to)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -173,23 +174,24 @@ def test_tensors_are_cut_the_same_in_two_threads(monkeypatch: pytest.MonkeyPatch
     named.append(("row", torch.randn(4, 9)))  # one row is left, which cannot be halved
     cut.slices |= {("row", 0): index[2:3], ("row", 1): index}
     want["row"] = named[-1][1][3:4, index]
-    for large, vast in ((1 << 20, 1 << 20), (1, 1 << 20), (1, 5)):
+    for large in (1 << 20, 1):
         monkeypatch.setattr(rebuild, "LARGE", large)
-        monkeypatch.setattr(rebuild, "VAST", vast)
-        got = rebuild.cut_tensors(named, cut)
-        assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+        assert all(torch.equal(rebuild.cut_tensor(t, name, cut), want[name]) for name, t in named)
 
 
 def test_what_fails_in_the_second_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(tensor: Tensor, name: str, cut: Cut) -> Tensor:
-        if name == "large":
-            raise MemoryError(name)
-        return tensor
+    threads = []
 
-    monkeypatch.setattr(rebuild, "cut_tensor", failing)
+    def failing(*_: Any) -> None:
+        threads.append(threading.current_thread())
+        if threads[-1] is not threading.main_thread():
+            raise MemoryError("second")
+
+    monkeypatch.setattr(rebuild, "_take_rows", failing)
     monkeypatch.setattr(rebuild, "LARGE", 1)
-    with pytest.raises(MemoryError, match="large"):
-        rebuild.cut_tensors([("small", torch.zeros(2)), ("large", torch.zeros(99))], cut_of({}))
+    with pytest.raises(MemoryError, match="second"):
+        rebuild.cut_tensor(torch.zeros(4, 4), "w", cut_of({("w", 0): np.array([0, 2]), ("w", 1): np.array([1])}))
+    assert len(set(threads)) == len(threads) == 2
 
 
 def test_a_graph_module_holds_what_fx_would_hold() -> None:
