@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ def _running(bench: Bench, pair: Pair, batch: int) -> tuple[Running, Running]:
     with closing(openers[0]()) as session:
         feeds = [{session.inputs[0].name: bench.images(batch)}] * len(ROLES)
     precision = GATED_PRECISION if gated else OTHER_PRECISION
-    limit_s = section.time_limit_s
+    limit_s, blocks = section.time_limit_s, section.min_blocks
+    enough_s = inf if gated else limit_s / 4
     return (
-        Running(openers, feeds, min_blocks=section.min_blocks, time_limit_s=limit_s, precision=precision),
+        Running(openers, feeds, min_blocks=blocks, time_limit_s=limit_s, precision=precision, enough_s=enough_s),
         Running(openers, feeds, time_limit_s=limit_s / 4, precision=OTHER_PRECISION, copies=True),
     )
 

@@ -11,9 +11,9 @@ opening decides how many blocks: `min_blocks` over 6 openings, more where openin
 the time limit would not let 6 openings be.
 **In turn**: several comparisons go on opening by opening, one after the other, so that each is spread over the time of
 all. Each lasts LEAST_S or its time limit, whichever is less.
-**Length**: at least `min_blocks` and 6 openings, then until every interval is narrow enough, or the time limit (of this
-comparison's own openings), or 300 openings. At the time limit it stops even before that, with 5 openings or more, and
-then the verdict is "not distinguishable".
+**Length**: at least `min_blocks` and 6 openings, then until every interval is narrow enough, or `enough_s`, or the time
+limit (both of this comparison's own openings), or 300 openings. At the time limit it stops even before that, with 5
+openings or more, and then the verdict is "not distinguishable".
 **Interval**: 95 %, the bootstrap of bootstrap.py over openings: each is drawn as a whole.
 """
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -55,14 +55,17 @@ class Running:
         precision: float = 0.01,
         seed: int = 0,
         copies: bool = False,
+        enough_s: float = inf,
         clock: Clock = time.perf_counter_ns,
     ) -> None:
         """`openers[i]` opens a session of network i, which is fed `feeds[i]`. With `copies` the inputs' and the
-        outputs' are inside the timed part: what a caller waits for."""
+        outputs' are inside the timed part: what a caller waits for. `enough_s`: when it ends though an interval is
+        still wide."""
         assert len(openers) == len(feeds) > 0
         self._openers, self._feeds, self._copies, self._clock, self._seed = openers, feeds, copies, clock, seed
         self._asked = {"min_blocks": min_blocks, "time_limit_s": time_limit_s, "precision": precision}
         self._min_blocks, self._precision, self._limit_ns = min_blocks, precision, int(time_limit_s * 1e9)
+        self._enough_ns = enough_s * 1e9
         self._taken: list[Array] = []
         self._start, self._used_ns, self._next_look = clock(), 0, OPENINGS
         self.stopped = ""
@@ -97,6 +100,8 @@ class Running:
             self._next_look = ceil(1.2 * count)
             if narrow(np.array(self._taken), self._precision, self._seed):
                 return "interval narrow enough"
+        if self._enough() and spread and self._used_ns > self._enough_ns:
+            return "time limit of figures that are not gated"
         if count >= MOST_OPENINGS:
             return "most openings made"
         if self._used_ns > self._limit_ns and count >= _FEWEST:

@@ -112,6 +112,15 @@ def test_the_time_limit_ends_it_and_withholds_the_verdict() -> None:
     assert noisy.protocol["stopped"] == "time limit" and noisy.protocol["openings"] >= 6
 
 
+def test_a_figure_that_is_not_gated_ends_with_a_wide_interval() -> None:
+    """After 3 of 60 s of its own, and not before it has six openings and is spread over 20 s."""
+    speeds = spread(10.0, 0.2, 1), spread(10.0, 0.2, 2)
+    told, clock = run(*speeds, time_limit_s=60, precision=1e-6, enough_s=3)
+    assert told.protocol["stopped"] == "time limit of figures that are not gated" and 20e9 <= clock.now < 22e9
+    slow, _ = run(lambda _: 400.0, lambda _: 200.0, time_limit_s=120, enough_s=3, min_blocks=20)
+    assert slow.protocol["openings"] >= 6 and slow.protocol["blocks"] >= 20
+
+
 def test_several_go_on_in_turn_and_use_their_own_time_alone() -> None:
     clock = Clock()
     networks = [Network(name, clock, spread(10.0, 0.3, seed)) for seed, name in enumerate("ABC")]
