@@ -68,7 +68,7 @@ from pipeline.progress import Progress
 from pipeline.throughput import throughputs
 from runtime.accuracy import Accuracy
 from runtime.backend import DeviceName
-from runtime.conditions import complaints, scatter
+from runtime.conditions import complaints
 from runtime.device import environment
 from runtime.gate import (
     Gate,
@@ -276,11 +276,8 @@ def _other_gates(
     few = f"{blocks} of {section.min_blocks} blocks in {section.time_limit_s} s: raise check.time_limit_s"
     doubts = [
         few if blocks < section.min_blocks else "",
-        disturbance([
-            *complaints(gated["protocol"]["conditions"], settings=False),
-            *scatter(*(gated[role] for role in ROLES)),
-        ]),
-    ]  # fmt: skip
+        disturbance(complaints(gated["protocol"]["conditions"], settings=False)),
+    ]
     return [
         speedup_gate(Speedup(**gated["speedup"]), limits.min_speedup, what, doubt="; ".join(filter(None, doubts))),
         difference_gate(max_abs_diff, limits.max_abs_diff, "the surgery did not measure it"),

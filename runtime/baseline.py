@@ -28,6 +28,7 @@ from runtime.figures import (
     TIMES,
     Report,
     demand_report,
+    doubts_by_measurement,
     doubts_of,
     figures_of,
     intervals_of,
@@ -35,6 +36,7 @@ from runtime.figures import (
     kind_of,
     measured_as,
     ratio_entry,
+    scatter_of,
 )
 from runtime.files import read_bounded
 from runtime.gate import Gate, Status, Verdict, disturbance, verdict
@@ -130,13 +132,12 @@ def updated(report: Report, baseline: Baseline | None) -> Baseline:
     environment = dict(report["environment"])
     sha256 = (report.get("reference") or {}).get("sha256")
     figures = figures_of(report)
-    doubts = {measured_as(name): found for name in figures if (found := doubts_of(name, report))}
     kept[environment["fingerprint"]] = Device(
         environment=environment,
         figures=figures,
         intervals=intervals_of(report),
         reference_sha256=sha256,
-        doubts=doubts,
+        doubts=doubts_by_measurement(report),
     )
     rules = Rules() if baseline is None else baseline.rules
     return Baseline(schema=1, name=report["name"], rules=rules, devices=kept)
@@ -241,6 +242,7 @@ def _against(
         then = accepted.intervals.get(name, [before, before])
         doubt = "" if small else _holds_the_limit(name, limit, report, then[0] / before)
         doubt = doubt or ("" if small else _as_fast_at_best(name, accepted, now, rule))
+        doubt = doubt or ("" if small else disturbance(scatter_of(name, report)))
         status = "pass" if small else "inconclusive" if doubt else "fail"
         told += f"; {small or doubt}" if small or doubt else ""
     return Gate(f"baseline.{name}", status, value, limit, told)

@@ -83,11 +83,24 @@ def doubts_of(name: str, report: Report) -> list[str]:
     """What disturbed the machine while the figure was measured; [] of figures that are none of speed, or not there."""
     kind, where = kind_of(name), measured_as(name)
     found = report.get("reference") if kind == "reference" else dict(latencies(report)).get(where)
+    state = ((found or {}).get("protocol") or {}).get("conditions") if where else None
+    return complaints(state, settings=False) if state else []
+
+
+def scatter_of(name: str, report: Report) -> list[str]:
+    """Which networks' launches scattered while the figure was measured (`conditions.scatter`); [] of figures that are
+    none of speed, or not there."""
+    kind, where = kind_of(name), measured_as(name)
+    found = report.get("reference") if kind == "reference" else dict(latencies(report)).get(where)
     if not where or not found:
         return []
-    state = (found.get("protocol") or {}).get("conditions")
-    timings = (found[name] for name in ("reference", "dense", "compact") if found.get(name))
-    return [*(complaints(state, settings=False) if state else []), *scatter(*timings)]
+    return scatter(*(found[role] for role in ("reference", "dense", "compact") if found.get(role)))
+
+
+def doubts_by_measurement(report: Report) -> dict[str, list[str]]:
+    """What makes each measurement of speed a doubtful baseline: disturbances, and launches that scattered."""
+    found = {measured_as(n): [*doubts_of(n, report), *scatter_of(n, report)] for n in figures_of(report)}
+    return {where: doubts for where, doubts in found.items() if doubts}
 
 
 def demand_report(report: Report) -> None:

@@ -20,7 +20,6 @@ def test_a_speedup_that_is_not_there_fails(tmp_path: Path) -> None:
     assert gate["value"] == result.speedup == document["latency"]["onnxruntime"]["fp32"]["b4"]["speedup"]["ratio"]
 
 
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("limit", [0.01, 50.0])
 def test_a_busy_machine_decides_nothing_on_speed(limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it would have passed or failed; on a quiet machine 50 fails, above. Accuracy is judged as ever."""
@@ -42,13 +41,3 @@ def test_too_few_blocks_decide_nothing(tmp_path: Path) -> None:
     gate = document["verdict"]["gates"][2]
     assert gate["status"] == "inconclusive"
     assert gate["reason"].endswith("of 100000 blocks in 1 s: raise check.time_limit_s")
-
-
-@pytest.mark.usefixtures("quiet")
-def test_launches_that_scatter_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.0 holds of any: half of the launches took as long as the fastest, or longer."""
-    monkeypatch.setattr(conditions, "STEADY", 1.0)
-    limits = SECTION.gates.model_copy(update={"min_speedup": 50.0})
-    _, document = run(tmp_path, gates=limits, batch_sizes=(4,))
-    gate = document["verdict"]["gates"][2]
-    assert gate["status"] == "inconclusive" and "half of the launches of dense.onnx took" in gate["reason"]
