@@ -137,7 +137,9 @@ def differing(rows: Sequence[Row]) -> list[Row]:
                 usual = 1.4826 * statistics.median(abs(one - statistics.median(logs)) for one in logs)
                 found.append({
                     "measured": f"batch {batch}, {how}", "n": len(told),
+                    "lowest_ratio": min(one["ratio"] for one in told),
                     "median_ratio": statistics.median(one["ratio"] for one in told),
+                    "highest_ratio": max(one["ratio"] for one in told),
                     "told_half_width_pct": statistics.median(halves), "usual_spread_pct": 1.96 * usual,
                     "spread_pct": 1.96 * statistics.stdev(logs),
                 })  # fmt: skip

@@ -105,13 +105,11 @@ def engine_from_onnx(
         )
         answer = run_builder(request, Path(scratch) / "request.json", time_limit_s, report)
         seconds = round(time.perf_counter() - started, 3)
-        if flags.timing_cache is not None and cache is None:
-            answer["notes"].append(f"{choice.flavour} times no kernels ahead of time: nothing for engine.timing_cache")
+        answer["notes"] += _no_cache(flags, cache, choice)
         told = _manifest(path, temporary, request, choice, source, plan_sha256, answer, gpu)
         _put_layers(path, Path(request.layers))
-    sidecar = manifest.write(path, told)
     what = choice.flavour, told.version, precision, told.target, told.sha256, told.bytes, seconds, told.layers
-    return Engine(path, sidecar, log, *what, told.proof.model_dump(), tuple(told.notes))
+    return Engine(path, manifest.write(path, told), log, *what, told.proof.model_dump(), tuple(told.notes))
 
 
 def layers_path(engine: Path) -> Path:
@@ -144,6 +142,13 @@ def _cache_file(flags: BuildFlags, choice: Choice, version: str, gpu: Gpu | None
         return None
     device = f"{gpu.name}-{gpu.target}" if gpu else choice.targets[0]
     return cache_path(flags.timing_cache, choice.flavour, version, device)
+
+
+def _no_cache(flags: BuildFlags, cache: Path | None, choice: Choice) -> list[str]:
+    """A note where a timing cache was asked for and there is nothing to keep in it."""
+    if flags.timing_cache is None or cache is not None:
+        return []
+    return [f"{choice.flavour} times no kernels ahead of time: nothing for engine.timing_cache"]
 
 
 def _manifest(

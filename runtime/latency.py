@@ -23,8 +23,9 @@ import numpy as np
 
 from runtime.backend import Array, Session
 from runtime.bootstrap import RESAMPLES, ratio_interval, run_length
+from runtime.collector import collector_paused
 from runtime.conditions import Watch
-from runtime.sampling import Clock, block, launches_a_sample, warm_up, without_collector
+from runtime.sampling import Clock, block, launches_a_sample, warm_up
 
 Verdict = Literal["faster", "not distinguishable", "slower"]
 
@@ -96,7 +97,7 @@ def compare(
     deadline = clock() + int(time_limit_s * 1e9)
     for session, feed in zip(sessions, feeds, strict=True):
         session.bind(feed)
-    with without_collector():
+    with collector_paused():
         repeats = launches_a_sample(sessions, clock)
         rounds = warm_up(sessions, repeats, clock, clock() + (deadline - clock()) // 4)
         samples, stopped = _blocks(sessions, repeats, min_blocks, precision, seed, deadline, clock, watch)

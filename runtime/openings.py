@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 
 from runtime.backend import Array, Session
+from runtime.collector import collector_paused
 from runtime.conditions import Watch
 from runtime.latency import Comparison, concluded, narrow, settings_of, with_copies
-from runtime.sampling import Clock, block, launches_a_sample, sample, warm_up, without_collector
+from runtime.sampling import Clock, block, launches_a_sample, sample, warm_up
 
 Opener = Callable[[], Session]
 
@@ -122,7 +123,7 @@ class Running:
                 session.bind(feed)
             if self._copies:
                 sessions = [with_copies(*pair) for pair in zip(sessions, self._feeds, strict=True)]
-            with without_collector():
+            with collector_paused():
                 if number == 0:
                     self._begin(sessions, begin)
                 else:

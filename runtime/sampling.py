@@ -9,9 +9,7 @@ a machine that slowly changes speed changes it for all alike.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import ceil
 
 import numpy as np
@@ -68,15 +66,3 @@ def _stable(rounds: Array) -> bool:
     """rounds: (2 windows, sessions)."""
     before, now = np.median(rounds[:_WINDOW], axis=0), np.median(rounds[_WINDOW:], axis=0)
     return bool((np.abs(now - before) <= _STABLE * before).all())
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Python's garbage collector would land in single samples."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, fx, nn
@@ -19,6 +17,7 @@ from pipeline.surgery.plan import META, Compact, class_name, plan_before, plan_o
 from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.trace import Traced, trace
+from runtime.collector import collector_paused
 from runtime.errors import UserError
 
 
@@ -50,18 +49,6 @@ def shrink(
         else:
             analysis, (choice, cut) = known, choose(known, align)
         return finish(model, analysis, choice, cut, real=real, tolerance=tolerance, verify=verify)
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Every node and label made here is kept to the end: Python's garbage collector would walk them over and over."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def cut_of(
