@@ -158,7 +158,7 @@ def measure(name: str, tool: str, limit_s: int) -> Point:
         point |= figures
         got = logits(compact)
     except OverTime:
-        return point | {"outcome": "time limit", "reason": f"stopped after {limit_s} s"}
+        return point | {"outcome": "time limit", "stopped_s": limit_s, "reason": f"stopped after {limit_s} s"}
     except Exception as error:  # whatever a tool, or what it made, raises is its result
         text = (str(error).splitlines() or [""])[0]
         return point | {"outcome": "error", "reason": f"{type(error).__name__}: {text}"[:200]}

@@ -45,7 +45,8 @@ def measured(name: str, tool: str, limit_s: int, memory_gib: int) -> Point:
     try:
         done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=limit_s + BUILD_S)
     except subprocess.TimeoutExpired:
-        return {"model": name, "tool": tool, "outcome": "time limit", "reason": f"stopped after {limit_s} s"}
+        stopped = {"outcome": "time limit", "stopped_s": limit_s, "reason": f"stopped after {limit_s} s"}
+        return {"model": name, "tool": tool, **stopped}
     if done.returncode < 0 or "MemoryError" in done.stderr[-2000:]:
         how = f"ended by signal {-done.returncode}" if done.returncode < 0 else "MemoryError"
         return {"model": name, "tool": tool, "outcome": "error", "reason": f"{how}, with {memory_gib} GiB to use"}
@@ -63,10 +64,13 @@ def summary(points: Sequence[Point]) -> list[Point]:
 
 
 def row_of(tool: str, mine: dict[str, Point], ours: dict[str, Point]) -> Point:
-    """`slower_than_demport`: geometric mean of the time over demport's, of the networks that both finished."""
+    """`slower_than_demport`: geometric mean of the time over demport's, of the networks that both finished; in
+    `slower_at_least` those that the tool was stopped on count too, with the time after which it was stopped."""
     times = {name: p["cut_s"] for name, p in mine.items() if p.get("cut_s") is not None}
     small = [times.get(name, math.inf) for name, p in mine.items() if p.get("params", math.inf) < SMALL]
-    ratios = [times[n] / ours[n]["cut_s"] for n in times if ours.get(n, {}).get("cut_s") is not None]
+    known = {n: p["cut_s"] for n, p in ours.items() if p.get("cut_s") is not None}
+    ratios = [times[n] / known[n] for n in times if n in known]
+    stopped = [p["stopped_s"] / known[n] for n, p in mine.items() if n in known and "stopped_s" in p]
     outcomes = [p["outcome"] for p in mine.values()]
     return {
         "tool": tool,
@@ -81,6 +85,7 @@ def row_of(tool: str, mine: dict[str, Point], ours: dict[str, Point]) -> Point:
         "slowest_s": max(times.values(), default=None),
         "memory_mib": max((p["memory_mib"] for p in mine.values() if p.get("memory_mib") is not None), default=None),
         "slower_than_demport": statistics.geometric_mean(ratios) if ratios else None,
+        "slower_at_least": statistics.geometric_mean(ratios + stopped) if ratios + stopped else None,
     }
 
 

@@ -28,6 +28,7 @@ from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.costs import Costs, costs_of
 from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.select import Group
+from pipeline.training.route import Block, Route
 from pipeline.training.state import TrainState
 
 PERIODS = 8
@@ -36,8 +37,6 @@ LEARN_FIRST = 0.2
 SAME = 0.98
 """Share of MACs from which on a network is taken to be the dense one."""
 SMALLEST = 0.01
-NEAR = 0.01
-"""How near to the target a selection has to come, as a share of it."""
 MEMORY = 0.98
 """Of the running average of what a channel matters, per step."""
 MATTERS, FADING, HELD = "demport_matters", "demport_fading", "demport_held"
@@ -152,19 +151,12 @@ class Steering:
             if MATTERS in pair.state:
                 np.add.at(matters, pair.classes, pair.state[MATTERS].double().cpu().numpy())
         cost = np.maximum(self._cost_of(self._state, self._costs), 1e-12)
-        measure = self._measure(progress)
-        left = alive.copy()
-        for block in self._blocks(alive, matters, cost):
-            if measure(left) <= 1 + NEAR:
-                break
-            left[block] = False
-            if measure(left) < 1 - NEAR:  # too large a step: a later block may be smaller
-                left[block] = True
-        return alive & ~left
+        share, asked = self._asked()
+        return Route(self._blocks(alive, matters, cost), alive, share, asked).until(asked**progress)
 
-    def _blocks(self, alive: Flags, matters: Floats, cost: Floats) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    def _blocks(self, alive: Flags, matters: Floats, cost: Floats) -> list[Block]:
         """Classes in the order they may go: within a group the least important first, in steps of the alignment."""
-        scored: list[tuple[float, np.ndarray[Any, np.dtype[np.int64]]]] = []
+        scored: list[tuple[float, Block]] = []
         carried = np.zeros(self._costs.count, bool)
         for pair in self._pairs:
             carried[pair.classes] = True
@@ -178,22 +170,20 @@ class Steering:
             for a, b in itertools.pairwise(starts):
                 score = float(matters[mine[a:b]].sum() / cost[mine[a:b]].sum())
                 worst = max(worst, score)  # a block never goes before one of its group that matters less
-                scored.append((worst, mine[a:b]))
+                scored.append((worst, Block(group.name, mine[a:b])))
         return [block for _, block in sorted(scored, key=lambda pair: pair[0])]
 
     def _floor(self, group: Group) -> int:
         share = math.ceil(self._target.floor * self._first["widths"].get(group.name, len(group.classes)))
         return max(1, -(-int(share) // self._align) * self._align)
 
-    def _measure(self, progress: float) -> Callable[[Flags], float]:
-        """How much of where the way should be at this share of it a set of classes is; 1 is just there."""
+    def _asked(self) -> tuple[Callable[[Flags], float], float]:
+        """What a set of classes comes to as a share of the dense network, and the share to end at."""
         target = self._target
         if target.channels is not None:
-            goal = self._first["channels"] * target.channels**progress
-            return lambda left: float(self._costs.members[left].sum()) / goal
+            return lambda left: float(self._costs.members[left].sum()) / self._first["channels"], target.channels
         share = target.macs if target.macs is not None else self._macs_share_for_latency()
-        goal = self._first["macs"] * share**progress
-        return lambda left: self._costs.macs(left) / goal
+        return lambda left: self._costs.macs(left) / self._first["macs"], share
 
     def _macs_share_for_latency(self) -> float:
         """The share of MACs at which the latency should be the one asked for.
