@@ -61,6 +61,7 @@ SHARES = {
         "group norm",
         "steered macs aligned",
     ),
+    0.25: ("narrow", "steered macs aligned"),  # of narrow half the width, 8, which kernels like
     0.35: ("narrow", "steered macs", "slimming", "group norm", "steered macs aligned"),
 }
 ALIGNED = 8
