@@ -81,20 +81,23 @@ def measured_as(name: str) -> str:
 
 def doubts_of(name: str, report: Report) -> list[str]:
     """What disturbed the machine while the figure was measured; [] of figures that are none of speed, or not there."""
-    kind, where = kind_of(name), measured_as(name)
-    found = report.get("reference") if kind == "reference" else dict(latencies(report)).get(where)
-    state = ((found or {}).get("protocol") or {}).get("conditions") if where else None
+    state = (_measurement_of(name, report).get("protocol") or {}).get("conditions")
     return complaints(state, settings=False) if state else []
 
 
 def scatter_of(name: str, report: Report) -> list[str]:
     """Which networks' launches scattered while the figure was measured (`conditions.scatter`); [] of figures that are
     none of speed, or not there."""
-    kind, where = kind_of(name), measured_as(name)
-    found = report.get("reference") if kind == "reference" else dict(latencies(report)).get(where)
-    if not where or not found:
-        return []
+    found = _measurement_of(name, report)
     return scatter(*(found[role] for role in ("reference", "dense", "compact") if found.get(role)))
+
+
+def _measurement_of(name: str, report: Report) -> Mapping[str, Any]:
+    """The entry of the report that the figure is from; {} of figures that are none of speed, or not there."""
+    if not (where := measured_as(name)):
+        return {}
+    found = report.get("reference") if kind_of(name) == "reference" else dict(latencies(report)).get(where)
+    return found or {}
 
 
 def doubts_by_measurement(report: Report) -> dict[str, list[str]]:
