@@ -42,11 +42,12 @@ from pipeline.models import build
 from pipeline.progress import Silent
 from pipeline.surgery import shrink
 from runtime.backend import Session, open_session
-from runtime.baseline import judge, updated
+from runtime.baseline import updated
 from runtime.device import environment, fingerprint
 from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
 from runtime.feeds import random_feeds
 from runtime.figures import is_ratio
+from runtime.judging import judge
 from runtime.latency import compare
 
 SHAPE = (1, 8, 8)

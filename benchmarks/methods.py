@@ -8,7 +8,8 @@ MACs and per latency, and `aligned` to widths that are multiples of 8; `slimming
 BN-scale and group-norm pruners, sparse training for half of the budget, then pruned, then fine-tuned. All take the
 same number of steps, computed in bf16. OTO (only_train_once 3.0.1) cannot be imported beside torch 2.15 and is left
 out. Runs that the file has already are not made again; `--limit-s` begins no run after so many seconds (exit 3). At
-the end each final network is timed in turn with the dense one of its seed: ONNX Runtime, one thread, batch 32.
+the end, and whenever a point lacks its latency, all final networks are timed, each in turn with the dense one of its
+seed, over many openings (runtime/openings.py): ONNX Runtime, one thread, batch 32.
 """
 
 from __future__ import annotations
@@ -23,32 +24,31 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import real_data
+from benchmarks import peers, real_data
 from export.files import write_json
 from export.onnx_from_torch import onnx_from_torch
 from pipeline import config
 from pipeline.data import Dataset
 from pipeline.models import build
 from pipeline.progress import Silent
-from pipeline.training.loop import accuracy_of, steps_per_epoch
+from pipeline.training.loop import accuracy_of
 from pipeline.training.repeatable import derived_seed
-from pipeline.training.schedule import one_cycle
 from pipeline.training.stage import Task, train_demp, train_dense, trained_network
 from runtime.backend import open_session
 from runtime.device import environment
 from runtime.errors import EXIT_INCONCLUSIVE, EXIT_PASS
-from runtime.latency import compare
+from runtime.latency import Comparison
 from runtime.macs import macs
+from runtime.openings import Running, in_turn
 
 MODEL, WIDTH, BLOCKS = "demo:resnet", 16, 2
 SHARES = {
@@ -67,11 +67,8 @@ SHARES = {
 ALIGNED = 8
 STRENGTHS = {"plain": (0.003, 0.01), "macs": (0.01,)}
 FAST = {"amp": "bf16", "channels_last": True}
-DECAY = (
-    5e-4  # as torch.optim.SGD has it; ours does not go through the momentum, which makes it this many times as strong
-)
-MOMENTUM = 0.9
 BATCH, OPSET = 32, 18
+TIMED_S, PRECISION = 20.0, 0.01  # of a comparison's own openings; half-width of its interval
 Point = dict[str, Any]
 Case = tuple[str, float, int]  # method, share of MACs or strength, seed
 
@@ -89,6 +86,7 @@ class Given:
     epochs: int
     workers: int
     limit_s: float
+    retime: bool = False
 
 
 def cases(seeds: Sequence[int]) -> list[Case]:
@@ -104,9 +102,12 @@ def trained_by(case: Case, data: Dataset, epochs: int, threads: int, folder: Pat
     """The final network of a case, compact, in eval mode."""
     method, amount, seed = case
     shared: dict[str, Any] = {"epochs": epochs, "batch_size": 128, "lr": 0.1, "augment": "crop_flip", **FAST}
-    shared |= {"momentum": MOMENTUM, "weight_decay": DECAY / (1 - MOMENTUM)}
+    shared |= {"momentum": peers.MOMENTUM, "weight_decay": peers.DECAY / (1 - peers.MOMENTUM)}
     if method in ("slimming", "group norm"):
-        return pruned_by_peer(method, amount, seed, data, shared, threads)
+        torch.set_num_threads(threads)
+        torch.manual_seed(derived_seed(seed, "init"))
+        network = build(model_of(WIDTH), num_classes=len(data.names), input_shape=data.input_shape)
+        return peers.pruned(network, method, amount, seed, data, shared)
     width = narrow_width(amount, data) if method == "narrow" else WIDTH
     model = model_of(width)
     task = Task(model, data, seed, threads, "cpu", folder, Silent())
@@ -133,61 +134,6 @@ def narrow_width(share: float, data: Dataset) -> int:
 
     whole = of(WIDTH)
     return min(range(2, WIDTH), key=lambda width: abs(of(width) / whole - share))
-
-
-def pruned_by_peer(
-    method: str, share: float, seed: int, data: Dataset, shared: dict[str, Any], threads: int
-) -> nn.Module:
-    """torch-pruning as its documentation has it: regularised training, pruning to the share of MACs, fine-tuning."""
-    import torch_pruning as tp
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(derived_seed(seed, "init"))
-    network = build(model_of(WIDTH), num_classes=len(data.names), input_shape=data.input_shape)
-    example = torch.zeros(1, *data.input_shape)
-    last = [m for m in network.modules() if isinstance(m, nn.Linear)]
-    importance = (
-        tp.importance.BNScaleImportance() if method == "slimming" else tp.importance.GroupMagnitudeImportance(p=2)
-    )
-    kind = tp.pruner.BNScalePruner if method == "slimming" else tp.pruner.GroupNormPruner
-    strength = {"reg": 1e-4} if method == "slimming" else {"reg": 5e-4}
-    steps = 50
-    pruner = kind(
-        network, example, importance, global_pruning=True, pruning_ratio=1.0, max_pruning_ratio=0.9,
-        iterative_steps=steps * 4, ignored_layers=last, **strength,
-    )  # fmt: skip
-    half = shared["epochs"] // 2
-    fit(network, data, seed, half, 0, shared, pruner)
-    whole = macs(network, data.input_shape)
-    while macs(network, data.input_shape) > 1.01 * share * whole:
-        pruner.step()
-    fit(network, data, seed, shared["epochs"] - half, half, shared, None)
-    return network.eval()
-
-
-def fit(
-    network: nn.Module, data: Dataset, seed: int, epochs: int, first: int, shared: dict[str, Any], pruner: Any
-) -> None:
-    """Epochs of SGD with a cycle of their own; with a pruner its regularisation in every step."""
-    batch, lr = shared["batch_size"], shared["lr"]
-    steps = steps_per_epoch(data.train, batch)
-    optimizer = torch.optim.SGD(network.parameters(), lr, momentum=MOMENTUM, weight_decay=DECAY, fused=True)
-    if pruner is not None:
-        pruner.update_regularizer()
-    network.train().to(memory_format=torch.channels_last)
-    step = 0
-    for epoch in range(first, first + epochs):
-        for x, y in data.train.batches(batch, seed=seed, epoch=epoch, augment=shared["augment"]):
-            for group in optimizer.param_groups:
-                group["lr"] = one_cycle(step, epochs * steps, lr)
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = network(x.contiguous(memory_format=torch.channels_last))
-            torch.autograd.backward(F.cross_entropy(logits.float(), y))
-            if pruner is not None:
-                pruner.regularize(network)
-            optimizer.step()
-            step += 1
 
 
 @functools.cache
@@ -227,21 +173,37 @@ def graph_name(point: Point) -> str:
     return f"{point['method']}-{point['amount']}-{point['seed']}.onnx".replace(" ", "-")
 
 
-def timed(point: Point, dense: Point, given: Given) -> Point:
-    """The point with its latency beside that of the dense network, timed in turn."""
-    with ExitStack() as stack:
-        paths = (given.work / graph_name(dense), given.work / graph_name(point))
-        sessions = [stack.enter_context(closing(open_session(path, device="cpu", threads=1))) for path in paths]
-        shape = (BATCH, *data_of(given).input_shape)
-        feed = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        seen = compare(sessions, [{s.inputs[0].name: feed} for s in sessions], min_blocks=10, time_limit_s=5.0)
-    first, own = seen.models
-    return point | {"batch_32_p50_ms": own.p50_ms, "speedup": first.p50_ms / own.p50_ms}
+def timed(points: Sequence[Point], given: Given) -> list[Point]:
+    """The points with their latency beside that of the dense network of their seed; those without one as they are.
+
+    All comparisons go on in turn, opening by opening, so that each is spread over the time of all.
+    """
+    dense = {p["seed"]: given.work / graph_name(p) for p in points if p["method"] == "dense"}
+    seen = in_turn([
+        against(dense[p["seed"]], given.work / graph_name(p), given) for p in points if p["seed"] in dense
+    ])  # fmt: skip
+    figures = iter(seen)
+    return [p | figures_of(next(figures)) if p["seed"] in dense else p for p in points]
+
+
+def against(dense: Path, own: Path, given: Given) -> Running:
+    openers = [functools.partial(open_session, path, device="cpu", threads=1) for path in (dense, own)]
+    shape = (BATCH, *data_of(given).input_shape)
+    feed = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    names = [onnx.load(path, load_external_data=False).graph.input[0].name for path in (dense, own)]
+    return Running(openers, [{name: feed} for name in names], time_limit_s=TIMED_S, precision=PRECISION)
+
+
+def figures_of(seen: Comparison) -> Point:
+    (speedup,), own = seen.speedups, seen.models[1]
+    return {"batch_32_p50_ms": own.p50_ms, "speedup": speedup.ratio, "speedup_low": speedup.ci95[0],
+            "speedup_high": speedup.ci95[1], "others_busy_pct": seen.conditions["others_busy_pct"]}  # fmt: skip
 
 
 def document(given: Given, points: Sequence[Point]) -> dict[str, Any]:
     seeds = " ".join(str(seed) for seed in sorted({p["seed"] for p in points}))
     options = f"--set {given.name} --side {given.side} --epochs {given.epochs} --seeds {seeds}"
+    options += " --retime" if given.retime else ""
     return {
         "schema": 1,
         "command": f"python -m benchmarks.methods --out benchmarks/results/{given.out.name} {options}",
@@ -261,6 +223,7 @@ def arguments_of(arguments: Sequence[str] | None) -> Given:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--limit-s", type=float, default=math.inf)
+    parser.add_argument("--retime", action="store_true", help="time all final networks again")
     told = vars(parser.parse_args(arguments))
     return Given(**{**told, "seeds": tuple(told["seeds"])})
 
@@ -282,8 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{point['accuracy_pct']:.2f} %, {point['macs_pct']:.1f} % of the MACs, {point['training_s']:.0f} s"
             )
             print(f"{point['method']} {point['amount']:g} seed {point['seed']}: {figures}", file=sys.stderr)
-    dense = {p["seed"]: p for p in points if p["method"] == "dense"}
-    points = [p if "speedup" in p or p["seed"] not in dense else timed(p, dense[p["seed"]], given) for p in points]
+    if given.retime or not all("speedup" in p for p in points):
+        points = timed(points, given)
     if points:
         write_json(given.out, document(given, points))
     return EXIT_PASS if len(points) == len(there) + len(missing) else EXIT_INCONCLUSIVE

@@ -12,9 +12,10 @@ from pipeline import rendering
 from pipeline.files import write_text
 from pipeline.workspace import CONFIG
 from runtime import gate_output
-from runtime.baseline import Baseline, judge, read_baseline, updated
+from runtime.baseline import Baseline, read_baseline, updated
 from runtime.errors import UserError
 from runtime.files import read_json
+from runtime.judging import judge
 
 REPORT = "report.json"
 

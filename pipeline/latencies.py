@@ -28,10 +28,11 @@ class _Entry:
 
     def __init__(self, bench: Bench, pair: Pair, batch: int, reason: str | None) -> None:
         self._pair, self.reason = pair, reason
+        self._gated = pair["dense"].name == "simplified" and batch == bench.gate_batch
         self._running: tuple[Running, ...] = ()
         if reason is None:
             try:
-                self._running = _running(bench, pair, batch)
+                self._running = _running(bench, pair, batch, gated=self._gated)
             except UserError as error:
                 self._excuse(error)
 
@@ -61,15 +62,15 @@ class _Entry:
         return {
             **_figures(told),
             "settings": dict(zip(ROLES, map(dict, told.settings), strict=True)),
-            "protocol": _protocol(told),
+            "protocol": _protocol(told, gated=self._gated),
             "reason": None,
             "end_to_end": _figures(whole),
         }
 
 
-def _running(bench: Bench, pair: Pair, batch: int) -> tuple[Running, Running]:
+def _running(bench: Bench, pair: Pair, batch: int, *, gated: bool) -> tuple[Running, Running]:
     """Without and with the copies."""
-    section, gated = bench.section, pair["dense"].name == "simplified" and batch == bench.gate_batch
+    section = bench.section
     openers = [partial(bench.open, role, pair[role]) for role in ROLES]
     with closing(openers[0]()) as session:
         feeds = [{session.inputs[0].name: bench.images(batch)}] * len(ROLES)
@@ -135,7 +136,7 @@ def against_reference(bench: Bench) -> dict[str, Any] | None:
         "batch": section.gate_batch,
         **dict(zip(("reference", "compact"), timings, strict=True)),
         "speedup": asdict(told.speedups[0]),
-        "protocol": _protocol(told),
+        "protocol": _protocol(told, gated=True),
     }
 
 
@@ -144,5 +145,5 @@ def _figures(told: Comparison) -> dict[str, Any]:
     return {"dense": timings[0], "compact": timings[1], "speedup": asdict(told.speedups[0])}
 
 
-def _protocol(told: Comparison) -> dict[str, Any]:
-    return {**told.protocol, "conditions": dict(told.conditions)}
+def _protocol(told: Comparison, *, gated: bool) -> dict[str, Any]:
+    return {**told.protocol, "gated": gated, "conditions": dict(told.conditions)}

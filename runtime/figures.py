@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from runtime.conditions import complaints, scatter
@@ -92,6 +92,12 @@ def scatter_of(name: str, report: Report) -> list[str]:
     return scatter(*(found[role] for role in ("reference", "dense", "compact") if found.get(role)))
 
 
+def is_gated(name: str, report: Report) -> bool:
+    """Whether a figure of speed is from a comparison that the run's own gates look at, which is given the time that it
+    takes; True of all others, and where the report does not tell."""
+    return bool((_measurement_of(name, report).get("protocol") or {}).get("gated", True))
+
+
 def _measurement_of(name: str, report: Report) -> Mapping[str, Any]:
     """The entry of the report that the figure is from; {} of figures that are none of speed, or not there."""
     if not (where := measured_as(name)):
@@ -100,10 +106,11 @@ def _measurement_of(name: str, report: Report) -> Mapping[str, Any]:
     return found or {}
 
 
-def doubts_by_measurement(report: Report) -> dict[str, list[str]]:
-    """What makes each measurement of speed a doubtful baseline: disturbances, and launches that scattered."""
-    found = {measured_as(n): [*doubts_of(n, report), *scatter_of(n, report)] for n in figures_of(report)}
-    return {where: doubts for where, doubts in found.items() if doubts}
+def by_measurement(tell: Callable[[str, Report], list[str]], report: Report) -> dict[str, list[str]]:
+    """What `doubts_of` or `scatter_of` tells of each measurement of speed (`measured_as`); without those of which it
+    tells nothing."""
+    found = {measured_as(name): tell(name, report) for name in figures_of(report)}
+    return {where: told for where, told in found.items() if told}
 
 
 def demand_report(report: Report) -> None:

@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 
-from benchmarks import methods
+from benchmarks import methods, peers
 from benchmarks.training import first
 from pipeline import config
 from pipeline.data import Dataset, load
@@ -98,6 +98,7 @@ def test_the_whole_command_goes_on_where_it_was_and_times_at_the_end(
     monkeypatch.setattr(methods, "ProcessPoolExecutor", lambda *_: contextlib.nullcontext(Inline()))
     monkeypatch.setattr(methods, "arguments_of", lambda _: given)
     monkeypatch.setattr(methods, "cases", lambda seeds: [("dense", 1.0, 0), ("narrow", 0.35, 0)])
+    monkeypatch.setattr(methods, "TIMED_S", 0.5)
     monkeypatch.setattr(methods, "arguments_of", lambda _: dataclasses.replace(given, limit_s=0.0))
     assert methods.main([]) == EXIT_INCONCLUSIVE and made == []
     monkeypatch.setattr(methods, "arguments_of", lambda _: given)
@@ -105,7 +106,13 @@ def test_the_whole_command_goes_on_where_it_was_and_times_at_the_end(
     assert made == [("dense", 1.0, 0), ("narrow", 0.35, 0)]
     dense, narrow = json.loads(given.out.read_text())["points"]
     assert dense["macs_pct"] == 100.0 and narrow["macs"] < dense["macs"]
-    assert 0.5 < dense["speedup"] < 2 and narrow["speedup"] > 0
+    for point in (dense, narrow):
+        assert 0 < point["speedup_low"] <= point["speedup"] <= point["speedup_high"]
+    assert 0.5 < dense["speedup"] < 2
+    monkeypatch.setattr(methods, "arguments_of", lambda _: dataclasses.replace(given, retime=True))
+    assert methods.main([]) == EXIT_PASS
+    assert [p["speedup"] for p in json.loads(given.out.read_text())["points"]] != [dense["speedup"], narrow["speedup"]]
+    assert json.loads(given.out.read_text())["command"].endswith("--retime")
 
 
 class Inline:
@@ -123,7 +130,7 @@ def test_the_peers_train_for_as_many_steps(few: Dataset, tmp_path: Path, monkeyp
     def fit(network: Any, data: Dataset, seed: int, epochs: int, first: int, shared: Any, pruner: Any) -> None:
         seen.append((epochs, first, pruner is not None))
 
-    monkeypatch.setattr(methods, "fit", fit)
+    monkeypatch.setattr(peers, "fit", fit)
     torch.manual_seed(0)
     methods.trained_by(("group norm", 0.35, 0), few, 5, 1, tmp_path)
     assert seen == [(2, 0, True), (3, 2, False)]

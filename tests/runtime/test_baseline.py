@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from runtime.baseline import Baseline, Rule, judge, read_baseline, updated
+from runtime.baseline import Baseline, Rule, read_baseline, updated
 from runtime.errors import UserError
 from runtime.figures import figures_of
 from runtime.gate import Verdict
+from runtime.judging import judge
 
 Report = dict[str, Any]
 
