@@ -130,21 +130,30 @@ def differing(rows: Sequence[Row]) -> list[Row]:
     for batch in config.Check().batch_sizes:
         alone = [row for row in rows if row.get("sitting") == batch]
         plain = (row["latency"]["onnxruntime"]["fp32"] for row in rows if row.get("slowed_pct") == 0)
-        whole = [entries[f"b{batch}"]["speedup"] for entries in plain if f"b{batch}" in entries]
-        for how, told in ((f"one sitting of {SITTING_S:g} s", alone), ("openings, as a check", whole)):
+        whole = [entries[f"b{batch}"] for entries in plain if f"b{batch}" in entries]
+        handovers_us = [entry["protocol"]["conditions"].get("handover_us") for entry in whole]
+        for how, told in (
+            (f"one sitting of {SITTING_S:g} s", alone), ("openings, as a check", [one["speedup"] for one in whole]),
+        ):  # fmt: skip
             if len(told) > 1:
-                halves = [50 * (one["ci95"][1] - one["ci95"][0]) / one["ratio"] for one in told]
-                logs = [100 * math.log(one["ratio"]) for one in told]
-                usual = 1.4826 * statistics.median(abs(one - statistics.median(logs)) for one in logs)
-                found.append({
-                    "measured": f"batch {batch}, {how}", "n": len(told),
-                    "lowest_ratio": min(one["ratio"] for one in told),
-                    "median_ratio": statistics.median(one["ratio"] for one in told),
-                    "highest_ratio": max(one["ratio"] for one in told),
-                    "told_half_width_pct": statistics.median(halves), "usual_spread_pct": 1.96 * usual,
-                    "spread_pct": 1.96 * statistics.stdev(logs),
-                })  # fmt: skip
+                found.append({"measured": f"batch {batch}, {how}", **spread(told)})
+        if len(whole) > 1 and all(handovers_us):
+            found[-1] |= {"lowest_handover_us": min(handovers_us), "highest_handover_us": max(handovers_us)}
     return found
+
+
+def spread(told: Sequence[Row]) -> Row:
+    halves = [50 * (one["ci95"][1] - one["ci95"][0]) / one["ratio"] for one in told]
+    logs = [100 * math.log(one["ratio"]) for one in told]
+    usual = 1.4826 * statistics.median(abs(one - statistics.median(logs)) for one in logs)
+    return {
+        "n": len(told),
+        "lowest_ratio": min(one["ratio"] for one in told),
+        "median_ratio": statistics.median(one["ratio"] for one in told),
+        "highest_ratio": max(one["ratio"] for one in told),
+        "told_half_width_pct": statistics.median(halves), "usual_spread_pct": 1.96 * usual,
+        "spread_pct": 1.96 * statistics.stdev(logs),
+    }  # fmt: skip
 
 
 def points(rows: Sequence[Row]) -> list[Row]:

@@ -23,6 +23,7 @@ from runtime.figures import (
     demand_report,
     doubts_of,
     figures_of,
+    handover_of,
     intervals_of,
     scatter_of,
 )
@@ -79,6 +80,8 @@ class Device(_Part):
     """By measurement (`measured_as`), what disturbed the machine meanwhile."""
     scattered: dict[str, list[str]] = {}
     """By measurement, which networks' launches scattered (`conditions.scatter`)."""
+    handover_us: dict[str, Positive] = {}
+    """By measurement on several threads, how long the cores took to hand each other data (`runtime.handover`)."""
 
 
 class Baseline(_Part):
@@ -131,6 +134,7 @@ def updated(report: Report, baseline: Baseline | None) -> Baseline:
         reference_sha256=sha256,
         doubts=by_measurement(doubts_of, report),
         scattered=by_measurement(scatter_of, report),
+        handover_us=by_measurement(handover_of, report),
     )
     rules = Rules() if baseline is None else baseline.rules
     return Baseline(schema=1, name=report["name"], rules=rules, devices=kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 from runtime import nvml
 from runtime.device import usable, usable_cores
+from runtime.handover import handover_us
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 STEADY = 1.4
+HANDOVER = 1.15  # of another handover_us: more is another state of the machine
 _EVERY_S = 1.0  # looking costs about a millisecond, and is done between samples
 
 
@@ -32,10 +35,12 @@ def conditions(*, gpus: bool = True) -> dict[str, Any]:
 
 class Watch:
     """Looks at the machine from its making to `document()`, in between whenever `look` is called, once a second at
-    most; at its GPUs only with `gpus`, for what they do matters to nothing that runs on the processor."""
+    most; at its GPUs only with `gpus`, for what they do matters to nothing that runs on the processor, and at how long
+    the cores take to hand each other data (`handover`) only with `handovers`, which matters to several threads."""
 
-    def __init__(self, *, gpus: bool = True) -> None:
-        self._gpus = gpus
+    def __init__(self, *, gpus: bool = True, handovers: bool = False) -> None:
+        self._gpus, self._handovers = gpus, handovers
+        self._handover_us = [handover_us()] if handovers else []
         self._seen = [conditions(gpus=gpus)]
         self._last = self._start = time.perf_counter()
         self._cpu = _cpu_seconds()
@@ -45,23 +50,27 @@ class Watch:
         now = time.perf_counter()
         if now - self._last >= _EVERY_S:
             self._seen.append(conditions(gpus=self._gpus))
+            if self._handovers:
+                self._handover_us.append(handover_us())
             self._last = now
 
     def document(self) -> dict[str, Any]:
         """`before` and `after` (`conditions()`); `others_busy_pct` and `stolen_pct`, the share of the usable cores'
-        time that other processes and the hypervisor took; `cpu_mhz` and the GPUs' figures as [lowest, highest]; and
-        `slowed_by`, every reason a GPU was throttled for. None where the system does not say."""
+        time that other processes and the hypervisor took; `handover_us`, the median; `cpu_mhz` and the GPUs' figures as
+        [lowest, highest]; and `slowed_by`, every reason a GPU was throttled for. None where the system does not say."""
         self._seen.append(conditions(gpus=self._gpus))
         before, after = self._cpu, _cpu_seconds()
         capacity = max(time.perf_counter() - self._start, 1e-9) * usable_cores()
         busy, own, stolen = (now - then for now, then in zip(after, before, strict=True))
         count = min(len(seen["gpus"]) for seen in self._seen)
+        handovers = [one for one in self._handover_us if one is not None]
         return {
             "before": self._seen[0],
             "after": self._seen[-1],
             "looks": len(self._seen),
             "others_busy_pct": round(min(max(100 * (busy - own) / capacity, 0.0), 100.0), 1),
             "stolen_pct": round(min(max(100 * stolen / capacity, 0.0), 100.0), 1),
+            "handover_us": round(statistics.median(handovers), 2) if handovers else None,
             "cpu_mhz": _range(seen["cpu_mhz"] for seen in self._seen),
             "gpus": [_gpu([seen["gpus"][index] for seen in self._seen]) for index in range(count)],
         }

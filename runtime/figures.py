@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.conditions import complaints, scatter
 from runtime.errors import UserError
 from runtime.gate import Gate
 
 Report = Mapping[str, Any]
+T = TypeVar("T")
 RATIOS, TIMES = ("speedup", "reference"), ("p50_ms", "best_ms")
 MORE_IS_BETTER, BEST = ("accuracy", *RATIOS), "best_ratio"
 """Kinds of figures; of all others less is better."""
@@ -92,6 +93,13 @@ def scatter_of(name: str, report: Report) -> list[str]:
     return scatter(*(found[role] for role in ("reference", "dense", "compact") if found.get(role)))
 
 
+def handover_of(name: str, report: Report) -> float | None:
+    """Microseconds in which the cores handed each other data while the figure was measured (`runtime.handover`)."""
+    state = (_measurement_of(name, report).get("protocol") or {}).get("conditions") or {}
+    told = state.get("handover_us")
+    return None if told is None else float(told)
+
+
 def is_gated(name: str, report: Report) -> bool:
     """Whether a figure of speed is from a comparison that the run's own gates look at, which is given the time that it
     takes; True of all others, and where the report does not tell."""
@@ -106,9 +114,9 @@ def _measurement_of(name: str, report: Report) -> Mapping[str, Any]:
     return found or {}
 
 
-def by_measurement(tell: Callable[[str, Report], list[str]], report: Report) -> dict[str, list[str]]:
-    """What `doubts_of` or `scatter_of` tells of each measurement of speed (`measured_as`); without those of which it
-    tells nothing."""
+def by_measurement(tell: Callable[[str, Report], T | None], report: Report) -> dict[str, T]:
+    """What `doubts_of`, `scatter_of` or `handover_of` tells of each measurement of speed (`measured_as`); without those
+    of which it tells nothing."""
     found = {measured_as(name): tell(name, report) for name in figures_of(report)}
     return {where: told for where, told in found.items() if told}
 

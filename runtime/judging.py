@@ -2,11 +2,13 @@
 
 Better is never a failure, worse only beyond what the rule of its kind allows. A figure of speed decides nothing where
 the machine was disturbed while it was measured, in this run or for the baseline; only a limit of 0 or less, which asks
-for nothing, passes all the same. Where nothing tells of a disturbance the fastest samples are the witness, for whatever
-else the machine did they had the least of it: a fall that they do not show is undecided, and so is a figure within its
-limit where launches scattered (`conditions.scatter`) and the fastest samples did fall. A time that rose among launches
-that scattered is undecided too. Comparisons that the run's own
-gates do not look at are short; what they leave undecided passes, unless the rules want it decided (`Rules.decided`).
+for nothing, passes all the same. Where nothing tells of a disturbance there are witnesses, and a loss is undecided
+where one speaks for another cause: the fastest samples, which whatever else the machine did disturbed least; how long
+the cores took to hand each other data (`runtime.handover`); and for a time launches that scattered
+(`conditions.scatter`). A figure within its limit is undecided where the fastest samples got worse and launches
+scattered, or the cores were slower for the baseline. Comparisons that the run's own gates do not look at are short;
+what they leave undecided passes, unless the rules want it decided (`Rules.decided`), and so does a time that rose for
+dense alike.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from math import exp, hypot, log
 from typing import Any
 
 from runtime.baseline import Baseline, Device, Rule, Rules, demand_same_name
+from runtime.conditions import HANDOVER
 from runtime.figures import (
     BEST,
     MORE_IS_BETTER,
@@ -26,6 +29,7 @@ from runtime.figures import (
     demand_report,
     doubts_of,
     figures_of,
+    handover_of,
     is_gated,
     is_ratio,
     kind_of,
@@ -145,8 +149,9 @@ class _Case:
         if not holds and (small := self.too_small(value)):
             return "pass", small
         doubt = self.hidden_loss() if holds else self.excuse(limit)
-        if doubt and self.rules.decided == "gated" and not is_gated(self.name, self.report):
-            return "pass", f"not shown to be worse: {doubt}"
+        if self.rules.decided == "gated" and not is_gated(self.name, self.report):
+            doubt = doubt or ("" if holds else self.dense_too())
+            return ("pass", f"not shown to be worse: {doubt}") if doubt else ("pass" if holds else "fail", "")
         return "inconclusive" if doubt else "pass" if holds else "fail", doubt
 
     def allowed(self, before: float) -> float:
@@ -172,12 +177,35 @@ class _Case:
             return held
         if self.best_fell() is False:
             return "the fastest samples are as fast as before: the machine may be busy"
+        now_us, before_us = self.handovers_us()
+        if now_us >= HANDOVER * before_us:
+            return _other_state(f"{now_us:.3g} us, {before_us:.3g} us for the baseline: repeat it")
         return "" if is_ratio(self.name) and self.best_fell() else self.scattered()
+
+    def dense_too(self) -> str:
+        """That a time rose for dense alike, so that the machine is slower or what both run on; "" where it did not, of
+        what is no time, and where the ratio of the two is not known."""
+        kind, _, where = self.name.partition(".")
+        ratio = f"speedup.{where}"
+        if kind not in TIMES or ratio not in self.now or ratio not in self.accepted.figures:
+            return ""
+        now, before = self.now[ratio], self.accepted.figures[ratio]
+        told = f"dense took longer too ({now:.3g} times compact's, {before:.3g} for the baseline)"
+        return f"{told}: the machine is slower, or what both run on" if now >= before * (1 - self.rule.relative) else ""
 
     def hidden_loss(self) -> str:
         """Why a figure within its limit may be worse than before; "" where nothing says so."""
-        scattered = self.scattered() if self.best_fell() else ""
-        return f"the fastest samples tell of a loss, and {scattered}" if scattered else ""
+        if not self.best_fell():
+            return ""
+        now_us, before_us = self.handovers_us()
+        slower = f"{before_us:.3g} us for the baseline, {now_us:.3g} us now: write it anew with --update"
+        why = self.scattered() or (_other_state(slower) if before_us >= HANDOVER * now_us else "")
+        return f"the fastest samples tell of a loss, and {why}" if why else ""
+
+    def handovers_us(self) -> tuple[float, float]:
+        """Of this run and of the baseline; equal where one of them is not known."""
+        now, before = handover_of(self.name, self.report), self.accepted.handover_us.get(measured_as(self.name))
+        return (now, before) if now and before else (1.0, 1.0)
 
     def scattered(self) -> str:
         """That launches scattered, in this run or for the baseline, so that half of them tell little; "" where all were
@@ -196,6 +224,10 @@ class _Case:
         before, value = self.accepted.figures[best], self.now[best]
         lost = before - value if is_ratio(self.name) else value - before
         return lost > self.allowed(before)
+
+
+def _other_state(told: str) -> str:
+    return f"the cores were slower to hand each other data ({told})"
 
 
 def _other_device(environment: Mapping[str, Any], baseline: Baseline) -> Gate:

@@ -93,7 +93,7 @@ def compare(
 ) -> Comparison:
     """Times the sessions on their feeds (`feeds[i]` is bound to `sessions[i]`). `clock` counts nanoseconds."""
     assert len(sessions) == len(feeds) > 0
-    watch = Watch(gpus=any(session.device != "cpu" for session in sessions))
+    watch = watch_for(sessions)
     deadline = clock() + int(time_limit_s * 1e9)
     for session, feed in zip(sessions, feeds, strict=True):
         session.bind(feed)
@@ -106,6 +106,14 @@ def compare(
     settings = tuple(settings_of(session) for session in sessions)
     names = [session.name for session in sessions]
     return concluded(names, samples, repeats, feeds, enough, seed, {**protocol, **asked}, settings, watch.document())
+
+
+def watch_for(sessions: Sequence[Session]) -> Watch:
+    """GPUs where one runs on them, handovers between cores where one has several threads."""
+    return Watch(
+        gpus=any(session.device != "cpu" for session in sessions),
+        handovers=any(session.settings.get("threads", 1) != 1 for session in sessions),
+    )
 
 
 def settings_of(session: Session) -> dict[str, Any]:

@@ -29,8 +29,7 @@ import numpy as np
 
 from runtime.backend import Array, Session
 from runtime.collector import collector_paused
-from runtime.conditions import Watch
-from runtime.latency import Comparison, concluded, narrow, settings_of, with_copies
+from runtime.latency import Comparison, concluded, narrow, settings_of, watch_for, with_copies
 from runtime.sampling import Clock, block, launches_a_sample, sample, warm_up
 
 Opener = Callable[[], Session]
@@ -136,7 +135,7 @@ class Running:
 
     def _begin(self, sessions: Sequence[Session], begin: int) -> None:
         clock = self._clock
-        self._watch = Watch(gpus=any(session.device != "cpu" for session in sessions))
+        self._watch = watch_for(sessions)
         self._names, self._settings = [one.name for one in sessions], [settings_of(one) for one in sessions]
         opening_ns = clock() - begin
         self._repeats = launches_a_sample(sessions, clock)

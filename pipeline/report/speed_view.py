@@ -173,6 +173,7 @@ def conditions(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Load, 1 minute", f"{state['before']['load_1m']} before, {after['load_1m']} after"),
         ("Cores taken by others", f"{state.get('others_busy_pct')}{numbers.GAP}%"),
         ("Cores taken by the hypervisor", f"{state.get('stolen_pct')}{numbers.GAP}%"),
+        *_handover(state.get("handover_us")),
         ("CPU governor", after["governor"] or "not told by this system"),
     ]
     for gpu in state.get("gpus", ()):
@@ -180,6 +181,10 @@ def conditions(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         told = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items())
         rows.append((str(gpu["name"]), f"{told}; throttled by: {', '.join(gpu['slowed_by']) or 'nothing'}"))
     return rows
+
+
+def _handover(told_us: float | None) -> list[tuple[str, str]]:
+    return [("Handing 256 KiB from core to core", f"{told_us:g}{numbers.GAP}us")] if told_us else []
 
 
 def doubts(source: Source) -> list[str]:

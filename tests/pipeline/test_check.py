@@ -185,10 +185,12 @@ def test_latency_of_every_precision_and_batch(whole: tuple[Checked, Any]) -> Non
     for batch, entry in latency["tensorrt_rtx"]["fp16"].items():
         assert batch in ("b1", "b4") and Latency.model_validate(entry).speedup is None
         assert entry["reason"] == document["models"]["dense"]["reasons"]["tensorrt_rtx.fp16.SM86"]
-    for precisions in (latency["onnxruntime"], latency["torch"]):
-        for batches in precisions.values():
+    gated = set()
+    for backend in ("onnxruntime", "torch"):
+        for precision, batches in latency[backend].items():
             assert set(batches) == {"b1", "b4"}
-            for entry in batches.values():
+            for batch, entry in batches.items():
+                gated |= {(backend, precision, batch)} if entry["protocol"]["gated"] else set()
                 samples = [entry[role].pop("samples_ms") for role in ("dense", "compact")]
                 assert all(0 < len(taken) <= 2000 for taken in samples)
                 told = Latency.model_validate(entry)
@@ -196,6 +198,7 @@ def test_latency_of_every_precision_and_batch(whole: tuple[Checked, Any]) -> Non
                 assert told.dense.best_ms <= told.dense.p50_ms
                 assert entry["settings"]["dense"]["threads"] == 1
                 assert entry["protocol"]["conditions"]["before"]
+    assert gated == {("onnxruntime", "fp32", "b4")}
 
 
 def test_end_to_end_takes_longer_and_layers_are_told(whole: tuple[Checked, Any]) -> None:

@@ -55,5 +55,6 @@ def test_compact_against_a_reference_model(tmp_path: Path) -> None:
     _, document = run(tmp_path, reference=str(reference), batch_sizes=(4,))
     told = document["reference"]
     assert (told["file"], told["batch"], len(told["sha256"])) == ("v1.onnx", 4, 64)
-    assert Reference.model_validate(told).protocol["conditions"]["before"]
+    protocol = Reference.model_validate(told).protocol
+    assert protocol["conditions"]["before"] and protocol["gated"] is True
     assert told["speedup"]["ratio"] == pytest.approx(told["reference"]["p50_ms"] / told["compact"]["p50_ms"], rel=0.01)

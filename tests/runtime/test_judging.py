@@ -10,6 +10,7 @@ from runtime.gate import Gate
 from runtime.judging import judge
 from tests.runtime.test_baseline import Report, entry_of, report
 
+QUIET = {"others_busy_pct": 0.0, "stolen_pct": 0.0, "before": {"governor": None}}
 SPEEDUP = "baseline.speedup.onnxruntime.fp32.b32"
 
 
@@ -98,6 +99,61 @@ def test_the_baseline_keeps_what_scattered_apart_from_disturbances() -> None:
     assert kept.scattered == {}
 
 
+@pytest.mark.parametrize(
+    ("ratio", "gated", "status"), [(1.79, False, "fail"), (1.81, False, "pass"), (2.2, True, "fail")]
+)
+def test_a_time_that_rose_for_dense_alike_passes_where_no_gate_of_the_run_looks(
+    ratio: float, gated: bool, status: str
+) -> None:
+    """1.2 ms after 1.0, by the fastest samples too; dense took 2.0 times as long before, and 10 % less is 1.8."""
+    now = timed(ratio, ratio, p50_ms=1.2, best_ms=1.1)
+    entry_of(now)["protocol"] = {"gated": gated}
+    gate = time_gate(now, timed(2.0, 1.8))
+    assert gate.status == status
+    assert ("dense took longer too" in gate.reason) == (status == "pass")
+
+
+@pytest.mark.parametrize("lacking", ["now", "before"])
+def test_a_time_without_a_ratio_has_no_witness(lacking: str) -> None:
+    documents = {"now": timed(2.0, 2.0, p50_ms=1.2, best_ms=1.1), "before": timed(2.0, 1.8)}
+    entry_of(documents["now"])["protocol"] = {"gated": False}
+    entry_of(documents[lacking])["speedup"] = None
+    assert time_gate(documents["now"], documents["before"]).status == "fail"
+
+
+def handing(document: Report, told_us: float | None) -> Report:
+    entry_of(document)["protocol"] = {"conditions": {**QUIET, "handover_us": told_us}}
+    return document
+
+
+@pytest.mark.parametrize(
+    ("now_us", "before_us", "status"),
+    [(4.5, 4, "fail"), (4.7, 4, "inconclusive"), (4, 9, "fail"), (9, None, "fail"), (None, 4, "fail")],
+)
+def test_cores_that_hand_over_more_slowly_than_for_the_baseline_excuse_a_loss(
+    now_us: float | None, before_us: float | None, status: str
+) -> None:
+    """2.0 to 1.7 by median and by fastest, 1.0 to 1.2 ms; 15 % more than 4.0 us is 4.6."""
+    now, before = timed(1.7, 1.7 * 1.0, p50_ms=1.2, best_ms=1.0), timed(2.0, 1.8)
+    for gate_of_kind in (speedup_gate, time_gate):
+        gate = gate_of_kind(handing(now, now_us), handing(before, before_us))
+        assert gate.status == status
+        assert ("4.7 us, 4 us for the baseline" in gate.reason) == (status == "inconclusive")
+
+
+@pytest.mark.parametrize(
+    ("now_us", "before_us", "status"),
+    [(4, 4.5, "pass"), (4, 4.7, "inconclusive"), (9, 4, "pass"), (4, None, "pass")],
+)
+def test_a_baseline_whose_cores_handed_over_more_slowly_may_hide_a_loss(
+    now_us: float, before_us: float | None, status: str
+) -> None:
+    """2.0 by median in both; by fastest 2.0 before and 1.8 now."""
+    gate = speedup_gate(handing(timed(2.0, 1.62), now_us), handing(timed(2.0, 1.8), before_us))
+    assert gate.status == status
+    assert ("4.7 us for the baseline, 4 us now" in gate.reason) == (status == "inconclusive")
+
+
 UNDECIDED = {"beyond its limit": timed(1.7, 1.8), "within its limit": timed(2.0, 1.8 * 0.7, best_ms=0.7)}  # fmt: skip
 
 
@@ -122,7 +178,7 @@ def test_a_comparison_that_no_gate_of_the_run_looks_at_fails_where_it_is_shown_t
 
 
 def test_on_a_disturbed_machine_no_comparison_decides_anything() -> None:
-    state = {"others_busy_pct": 40.0, "stolen_pct": 0.0, "before": {"governor": None}}
+    state = {**QUIET, "others_busy_pct": 40.0}
     for ratio in (2.0, 1.7):
         now = timed(ratio, ratio * 0.9)
         entry_of(now)["protocol"] = {"gated": False, "conditions": state}
