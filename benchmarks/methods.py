@@ -7,8 +7,8 @@ Each run is one method, one share of MACs and one seed: `dense`; `narrow`, a den
 MACs and per latency, and `aligned` to widths that are multiples of 8; `slimming` and `group norm`, torch-pruning's
 BN-scale and group-norm pruners, sparse training for half of the budget, then pruned, then fine-tuned. All take the
 same number of steps, computed in bf16. OTO (only_train_once 3.0.1) cannot be imported beside torch 2.15 and is left
-out. Runs that the file has already are not made again; `--limit-s` begins no run after so many seconds (exit 3). At
-the end, and whenever a point lacks its latency, all final networks are timed, each in turn with the dense one of its
+out. Runs that the file has already are not made again; `--limit-s` begins no run after so many seconds (exit 3). When
+all are there, and one of them lacks its latency, all final networks are timed, each in turn with the dense one of its
 seed, over many openings (runtime/openings.py): ONNX Runtime, one thread, batch 32.
 """
 
@@ -245,11 +245,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{point['accuracy_pct']:.2f} %, {point['macs_pct']:.1f} % of the MACs, {point['training_s']:.0f} s"
             )
             print(f"{point['method']} {point['amount']:g} seed {point['seed']}: {figures}", file=sys.stderr)
+    if len(points) < len(there) + len(missing):
+        return EXIT_INCONCLUSIVE
     if given.retime or not all("speedup" in p for p in points):
-        points = timed(points, given)
-    if points:
-        write_json(given.out, document(given, points))
-    return EXIT_PASS if len(points) == len(there) + len(missing) else EXIT_INCONCLUSIVE
+        write_json(given.out, document(given, timed(points, given)))
+    return EXIT_PASS
 
 
 def unless_late(given: Given, end: float, case: Case) -> Point | None:

@@ -203,9 +203,10 @@ class _Case:
         return f"the fastest samples tell of a loss, and {why}" if why else ""
 
     def handovers_us(self) -> tuple[float, float]:
-        """Of this run and of the baseline; equal where one of them is not known."""
+        """Of this run and of the baseline; equal where one of them is not known, or is another device's."""
         now, before = handover_of(self.name, self.report), self.accepted.handover_us.get(measured_as(self.name))
-        return (now, before) if now and before else (1.0, 1.0)
+        same = self.accepted.environment.get("fingerprint") == self.report["environment"]["fingerprint"]
+        return (now, before) if same and now and before else (1.0, 1.0)
 
     def scattered(self) -> str:
         """That launches scattered, in this run or for the baseline, so that half of them tell little; "" where all were

@@ -154,6 +154,14 @@ def test_a_baseline_whose_cores_handed_over_more_slowly_may_hide_a_loss(
     assert ("4.7 us for the baseline, 4 us now" in gate.reason) == (status == "inconclusive")
 
 
+def test_handovers_of_two_devices_are_not_compared() -> None:
+    now, before = handing(timed(1.7, 1.7 * 0.9), 9.0), handing(timed(2.0, 1.8), 4.0)
+    kept = updated(before, None)
+    rules = kept.rules.model_copy(update={"ratios_on": "any device"})
+    now["environment"] = {**now["environment"], "fingerprint": "another"}
+    assert gate_of(judge(now, kept.model_copy(update={"rules": rules})).gates).status == "fail"
+
+
 UNDECIDED = {"beyond its limit": timed(1.7, 1.8), "within its limit": timed(2.0, 1.8 * 0.7, best_ms=0.7)}  # fmt: skip
 
 
