@@ -184,7 +184,7 @@ def conditions(state: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _handover(told_us: float | None) -> list[tuple[str, str]]:
-    return [("Handing 256 KiB from core to core", f"{told_us:g}{numbers.GAP}µs")] if told_us else []
+    return [("Handing 256 KiB from core to core", f"{told_us:g}{numbers.GAP}us")] if told_us else []
 
 
 def doubts(source: Source) -> list[str]:
