@@ -2,7 +2,7 @@
 
 On a virtual machine this changes by a factor of two and more from one minute to the next, with the cores that the
 virtual ones run on and with what else runs there, and nothing that the system tells shows it. A network whose layers
-hand their values from core to core then takes up to twice as long on two threads, and no longer on one.
+hand their values from core to core then takes half as long again or more on two threads, and no longer on one.
 """
 
 from __future__ import annotations

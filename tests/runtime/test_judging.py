@@ -1,5 +1,5 @@
-"""What the fastest samples say of a figure of speed, and launches that scatter: half of them took 1.4 times the fastest
-or longer."""
+"""What speaks for another cause of a loss: the fastest samples, launches that scatter (half of them took 1.4 times the
+fastest or longer), cores that hand each other data more slowly, dense; and comparisons that need not be decided."""
 
 from __future__ import annotations
 
