@@ -3,12 +3,12 @@
     python -m benchmarks.gate_reruns --runs 12 --rows build/reruns.jsonl --out benchmarks/results/gate_reruns.cpu.json
 
 A run times dense and compact as `demport check` does, in every form and at every batch of the quickstart. Compact is
-dense with half of its channels, drawn at random, cut out. Each run is judged by a baseline made of each other one:
-whatever fails is a false alarm, because nothing changed. In half as many runs compact works on after each launch for
---slowed percent of the time that it took, and those are judged by the same baselines: there a gate that passes is a
-miss, and one that is undecided says so. Beside them stand single sittings of SITTING_S, one session each, as a
-comparison without openings takes them: what their interval tells, and how far they really differ. Rows and going on: as
-benchmarks.gate_power.
+dense with half of its channels, drawn at random, cut out up to multiples of --align. Each run is judged by a baseline
+made of each other one: whatever fails is a false alarm, because nothing changed. For each share of --slowed there are
+half as many runs in which compact works on after each launch for that share of the time that it took, judged by the
+same baselines: there a gate that passes is a miss, and one that is undecided says so. Beside them stand single sittings
+of SITTING_S, one session each, as a comparison without openings takes them: what their interval tells, and how far they
+really differ. Rows and going on: as benchmarks.gate_power.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SlowedBench(Bench):
         return Slowed(session, self.share) if role == "compact" and self.share else session
 
 
-def networks() -> dict[str, nn.Module]:
+def networks(align: int) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     dense = build(config.Model(name="demo:resnet"), num_classes=10, input_shape=SHAPE).eval()
     dying = copy.deepcopy(dense)
@@ -81,7 +81,7 @@ def networks() -> dict[str, nn.Module]:
         dead = torch.randperm(norm.num_features)[: norm.num_features // 2]
         with torch.no_grad():
             norm.weight[dead] = norm.bias[dead] = 0.0
-    return {"dense": dense, "compact": shrink(dying, (torch.zeros(2, *SHAPE),)).model.eval()}
+    return {"dense": dense, "compact": shrink(dying, (torch.zeros(2, *SHAPE),), align=align).model.eval()}
 
 
 def graphs_of(nets: dict[str, nn.Module], folder: Path) -> Graphs:
@@ -202,26 +202,27 @@ def missed(told: Sequence[Row]) -> list[str]:
 
 
 def missing(
-    rows: Sequence[Row], runs: int, slowed_pct: float, nets: dict[str, nn.Module], graphs: Graphs
+    rows: Sequence[Row], runs: int, slowed_pct: Sequence[float], nets: dict[str, nn.Module], graphs: Graphs
 ) -> Iterator[list[Row]]:
-    """What is still to be measured, measured."""
+    """What is still to be measured, measured, in turn, so that every stretch of time holds some of each."""
     done = sum("slowed_pct" in row for row in rows)
     if not any("sitting" in row for row in rows):
         yield sittings(graphs)
-    for slowed in ([0.0, 0.0, slowed_pct] * (runs // 2))[done:]:
+    for slowed in ([0.0, 0.0, *slowed_pct] * (runs // 2))[done:]:
         yield [run(slowed, nets, graphs)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=12, help="of the networks as they are; half as many slowed")
-    parser.add_argument("--slowed", type=float, default=25.0, help="percent")
+    parser.add_argument("--slowed", type=float, nargs="+", default=[10.0, 25.0], help="percent")
+    parser.add_argument("--align", type=int, default=1, help="compact's channels stay up to this multiple")
     parser.add_argument("--rows", type=Path, required=True, help="JSON lines: goes on with the runs that are there")
     parser.add_argument("--limit-s", type=float, default=math.inf, help="stop, and keep what there is")
     parser.add_argument("--out", type=Path, help="results file")
     given = parser.parse_args(arguments)
     rows, end = measured_before(given.rows), time.monotonic() + given.limit_s
-    nets = networks()
+    nets = networks(given.align)
     with tempfile.TemporaryDirectory() as folder, given.rows.open("a", encoding="utf-8") as keep:
         graphs = graphs_of(nets, Path(folder))
         for new in missing(rows, given.runs, given.slowed, nets, graphs):

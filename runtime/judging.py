@@ -68,18 +68,26 @@ def _limits(rules: Rules, known: Device | None, report: Report) -> Iterator[Gate
     """`limit.<figure>` for every entry of the rules' limits."""
     now = figures_of(report)
     for figure, limit in sorted(rules.limits.items()):
-        name, value, more_is_better = f"limit.{figure}", now.get(figure), kind_of(figure) in MORE_IS_BETTER
+        name, value = f"limit.{figure}", now.get(figure)
         if value is None:
             yield Gate(name, "inconclusive", None, limit, "not measured in this run, or no figure of that name")
             continue
-        told = f"{value:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
+        told = f"{value:g}, {_asked(figure, limit)}"
         if not known and not _holds_anywhere(kind_of(figure), rules):
             yield Gate(name, "inconclusive", value, limit, f"{told}; not comparable: the baseline lacks this device")
             continue
-        holds = value >= limit if more_is_better else value <= limit
+        holds = _holds(figure, value, limit)
         doubt = _disturbed(figure, limit, report) or ("" if holds else _holds_the_limit(figure, limit, report))
         status: Status = "inconclusive" if doubt else "pass" if holds else "fail"
         yield Gate(name, status, value, limit, told + (f"; {doubt}" if doubt else ""))
+
+
+def _holds(figure: str, value: float, limit: float) -> bool:
+    return value >= limit if kind_of(figure) in MORE_IS_BETTER else value <= limit
+
+
+def _asked(figure: str, limit: float) -> str:
+    return f"{'at least' if kind_of(figure) in MORE_IS_BETTER else 'at most'} {limit:g} allowed"
 
 
 def _holds_the_limit(figure: str, limit: float, report: Report, other: float = 1.0) -> str:
@@ -134,12 +142,11 @@ class _Case:
 
     def gate(self) -> Gate:
         name, before, value = f"baseline.{self.name}", self.before, self.now.get(self.name)
-        more_is_better = kind_of(self.name) in MORE_IS_BETTER
-        limit = before - self.allowed(before) if more_is_better else before + self.allowed(before)
+        limit = before + self.allowed(before) * (-1 if kind_of(self.name) in MORE_IS_BETTER else 1)
         if value is None:
             return Gate(name, "inconclusive", None, limit, "in the baseline, but not measured in this run")
-        told = f"{value:g}, was {before:g}, {'at least' if more_is_better else 'at most'} {limit:g} allowed"
-        status, why = self.ruling(value, limit, holds=value >= limit if more_is_better else value <= limit)
+        told = f"{value:g}, was {before:g}, {_asked(self.name, limit)}"
+        status, why = self.ruling(value, limit, holds=_holds(self.name, value, limit))
         return Gate(name, status, value, limit, f"{told}; {why}" if why else told)
 
     def ruling(self, value: float, limit: float, *, holds: bool) -> tuple[Status, str]:

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from torch import nn
+
 from benchmarks import gate_power, gate_reruns
 
 
@@ -48,6 +51,26 @@ def row(slowed_pct: float, ratio: float, others_busy_pct: float = 0.0) -> dict[s
         "models": {"compact": model}, "latency": {"onnxruntime": {"fp32": {"b32": entry}}},
         "verdict": {"status": "pass", "gates": []},
     }  # fmt: skip
+
+
+def test_every_share_has_half_as_many_runs_in_turn_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_reruns, "run", lambda slowed, *_: {"slowed_pct": slowed})
+    monkeypatch.setattr(gate_reruns, "sittings", lambda *_: [{"sitting": 1}])
+    rows: list[dict[str, Any]] = []
+    for new in gate_reruns.missing(rows, 4, [10.0, 25.0], {}, {}):
+        rows += new
+        if len(rows) == 4:
+            break
+    assert [row.get("slowed_pct") for row in rows] == [None, 0.0, 0.0, 10.0]
+    rest = [row["slowed_pct"] for new in gate_reruns.missing(rows, 4, [10.0, 25.0], {}, {}) for row in new]
+    assert rest == [25.0, 0.0, 0.0, 10.0, 25.0]
+
+
+def test_compact_of_the_reruns_has_aligned_widths() -> None:
+    compact = gate_reruns.networks(align=8)["compact"]
+    widths = {m.out_channels for m in compact.modules() if isinstance(m, nn.Conv2d)}
+    assert widths
+    assert all(width % 8 == 0 for width in widths)
 
 
 def test_runs_of_the_same_networks_are_judged_by_each_other() -> None:
