@@ -190,6 +190,11 @@ def certificate(report: Report) -> list[tuple[str, str]]:
     if cut.evidence:
         rows.append(("Removed by proof from the weights", numbers.count(cut.evidence.by_proof)))
         rows.append(("Removed by measurement", numbers.count(cut.evidence.by_measurement)))
+    if cut.removed_in_training:
+        most = (
+            "" if cut.removal_rel_diff is None else f", no cut changed more than {numbers.small(cut.removal_rel_diff)}"
+        )
+        rows.append(("Removed during training, dead in a census", f"{numbers.count(cut.removed_in_training)}{most}"))
     if cut.confirmation:
         again, largest = cut.confirmation, max(cut.confirmation.largest_activation.values(), default=0.0)
         revived = f"{again.images:,} training images, {again.revived} channels of the last census found alive on them"

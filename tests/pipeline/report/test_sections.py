@@ -26,6 +26,18 @@ def test_certificate_says_what_was_proved(tmp_path: Path) -> None:
     assert document(run)["surgery"]["frozen"] == [{"where": "fc", "reason": "output of the network", "channels": 10}]
 
 
+def test_certificate_counts_what_the_training_cut_out(tmp_path: Path) -> None:
+    without = write_run(tmp_path / "without")
+    render(without)
+    assert "Removed during training" not in section(page(without).text, "Certificate of the cut")
+    run = write_run(tmp_path / "run")
+    training = {"removed": 1160, "max_rel_diff": 3e-15, "removals": []}
+    write_json(run / "30-surgery" / "certificate.json", certificate() | {"training": training})
+    render(run)
+    text = section(page(run).text, "Certificate of the cut")
+    assert "Removed during training, dead in a census1,160, no cut changed more than 3e-15" in text
+
+
 def test_certificate_without_a_law_or_with_another_activation_says_so(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     again = {"images": 9, "revived": 0, "largest_activation": {"gelu": 0.17, "relu": 0.0}, "approximate": ["gelu"]}
