@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.training.optimizer import optimizer_for
 from pipeline.training.ranks import ALONE, Ranks, demand_equal_shares
 from pipeline.training.repeatable import derived_seed
 from pipeline.training.schedule import learning_rate
+from pipeline.training.sound_kernels import without_onednn
 from pipeline.training.state import TrainState, removal_of, state_of, without
 from runtime.errors import UserError
 
@@ -83,7 +85,8 @@ class Loop:
         )
         self.history.begin()
         for x, y in batches:
-            self.history.step(self._step(x, y))
+            with without_onednn() if self.state.without_onednn else nullcontext():
+                self.history.step(self._step(x, y))
             dead = self.method.removal(self.step)
             self.step += 1
             ends = self.step % self.steps_per_epoch == 0

@@ -14,6 +14,7 @@ from pipeline.surgery import Anatomy, anatomy
 from pipeline.surgery.resume import shrink_training
 from pipeline.training.compute import Compute
 from pipeline.training.optimizer import Optimizer, over
+from pipeline.training.sound_kernels import writes_past
 from runtime.macs import macs
 
 WITNESSES = 16
@@ -22,7 +23,8 @@ WITNESSES = 16
 
 @dataclass(frozen=True)
 class TrainState:
-    """`forward` is what a step calls: the network itself, compiled or joined with other processes."""
+    """`forward` is what a step calls: the network itself, compiled or joined with other processes; `without_onednn`: a
+    step must keep away from it (`sound_kernels`)."""
 
     network: nn.Module
     anatomy: Anatomy
@@ -30,6 +32,7 @@ class TrainState:
     forward: Callable[[Tensor], Any]
     macs: int
     """Multiply-accumulates of one image."""
+    without_onednn: bool = False
 
     @property
     def params(self) -> int:
@@ -59,7 +62,8 @@ class Removal:
 def state_of(network: nn.Module, optimizer: Optimizer, shape: tuple[int, ...], compute: Compute) -> TrainState:
     """The state of a network placed already; `shape` (C, H, W)."""
     units = anatomy(network, (torch.zeros(2, *shape, device=compute.device),))
-    return TrainState(network, units, optimizer, compute.forward_of(network), macs(network, shape))
+    past = compute.device.type == "cpu" and writes_past(network)
+    return TrainState(network, units, optimizer, compute.forward_of(network), macs(network, shape), past)
 
 
 def without(
