@@ -16,6 +16,13 @@ from runtime.errors import UserError
 from tests.export.graphs import Array, Floats, images, residual_net, save
 from tests.export.lowered import lower, run
 
+CPU = Path("/proc/cpuinfo")
+# Without these instructions x86 adds two products of bytes in 16 bits, which saturate: sums are not those worked out.
+whole_sums = pytest.mark.skipif(
+    CPU.is_file() and "avx2" in CPU.read_text() and "vnni" not in CPU.read_text(),
+    reason="int8 kernels of x86 without VNNI saturate (docs/precision.md)",
+)
+
 
 def quantised(tmp_path: Path, keep: tuple[str, ...] = (), method: str = "minmax") -> onnx.ModelProto:
     source = residual_net(tmp_path / "net.onnx")
@@ -82,6 +89,7 @@ def test_a_kept_layer_reads_what_it_read_before(tmp_path: Path) -> None:
     }
 
 
+@whole_sums
 def test_values_of_one_product_by_hand(tmp_path: Path) -> None:
     """x ~ sx * round(x / sx), w ~ sw * round(w / sw) for each of its five columns; the sums in float64."""
     w = np.random.default_rng(5).standard_normal((192, 5)).astype(np.float32)
@@ -214,6 +222,7 @@ def test_its_own_form_has_uint8_that_takes_the_relu_in(tmp_path: Path) -> None:
     assert "logits" not in {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
 
 
+@whole_sums
 def test_its_own_form_by_hand(tmp_path: Path) -> None:
     """x ~ s * (q - z), q from 0 to 255; the weight as in the other form."""
     w = np.random.default_rng(5).standard_normal((192, 5)).astype(np.float32)
@@ -236,6 +245,7 @@ def test_its_own_form_by_hand(tmp_path: Path) -> None:
     assert np.abs(expected - flat @ w).max() > 0.01
 
 
+@whole_sums
 def test_a_kept_layer_of_its_own_form_stays_in_fp32(tmp_path: Path) -> None:
     model = for_onnxruntime(tmp_path, keep=("conv2",))
     told = reads(model)
