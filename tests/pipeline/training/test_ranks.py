@@ -50,6 +50,7 @@ def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 def half_dead(folder: Path) -> Path:
     """Weights of a network of which half of the channels inside blocks are dead from the start."""
+    torch.manual_seed(0)
     network = build(config.Model(args={"width": 4}), num_classes=10, input_shape=(1, 8, 8))
     with torch.no_grad():
         for name, module in network.named_modules():
