@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
+WORKERS ?= 2
 
 .PHONY: env demo test lint clean
 
@@ -25,7 +26,7 @@ lint: env
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 clean:
 	rm -rf runs build .venv-server *.egg-info .mypy_cache .pytest_cache .ruff_cache
