@@ -54,7 +54,8 @@ def libraries(config: Config, installed: Mapping[str, str], *names: str) -> dict
 
 
 def of_check(section: Check) -> dict[str, str]:
-    """Hashes of what the check reads beside the run: the reference model, and the code of the user's metric."""
+    """Hashes of what the check reads beside the run: the reference model, and the code of the user's metric. Raises
+    UserError where one of them is not there."""
     content = {}
     if section.reference is not None:
         path = Path(section.reference).expanduser()
@@ -62,6 +63,7 @@ def of_check(section: Check) -> dict[str, str]:
             raise UserError(f"check.reference: {path} is no file", "an ONNX file", "mend check.reference")
         content["check.reference"] = sha256(path)
     if section.metric is not None:
+        lookup.function_named(section.metric, "check.metric")
         content["check.metric"] = code_of(section.metric, "check.metric")
     return content
 

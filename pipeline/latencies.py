@@ -110,13 +110,11 @@ def latencies(
     return latency
 
 
-def against_reference(bench: Bench) -> dict[str, Any] | None:
+def against_reference(bench: Bench, file: str) -> dict[str, Any]:
     """check.json's `reference`: compact against the file of check.reference, at the gated batch. UserError where it
     does not take the images."""
     section = bench.section
-    if section.reference is None:
-        return None
-    path = Path(section.reference).expanduser()
+    path = Path(file).expanduser()
     device: DeviceName = "cpu" if bench.device == "cpu" else "auto"
     openers = (
         partial(open_session, path, "onnxruntime", device, bench.threads),

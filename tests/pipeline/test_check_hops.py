@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.hops import Images
 from pipeline.report.speed_schema import Reference
+from runtime.errors import UserError
 from tests.pipeline.test_check import SECTION, Wrong, run
 from tests.runtime.nets import Net, write_onnx
 
@@ -48,6 +49,23 @@ def test_a_margin_and_a_metric_of_ones_own_are_gated(tmp_path: Path) -> None:
 
 def right(logits: Any, labels: Any) -> float:
     return float((logits.argmax(axis=1) == labels).sum())
+
+
+def refuses(logits: Any, labels: Any) -> float:
+    raise ValueError("not these")
+
+
+@pytest.mark.parametrize("what", ["metric", "reference"])
+def test_what_the_user_named_is_tried_before_minutes_of_timing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (tmp_path / "v1.onnx").write_bytes(b"no graph")
+    named: dict[str, Any] = {"metric": "tests.pipeline.test_check_hops:refuses", "reference": str(tmp_path / "v1.onnx")}
+    monkeypatch.setattr("pipeline.check.latencies", lambda *_: pytest.fail("timed first"))
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, batch_sizes=(4,), **{what: named[what]})
+    assert ("not these" if what == "metric" else "v1.onnx") in caught.value.found
+    assert not (tmp_path / "check.json").exists()
 
 
 def test_compact_against_a_reference_model(tmp_path: Path) -> None:

@@ -257,12 +257,15 @@ def test_a_missing_gpu_is_told_before_any_work(line: Line, stages: dict[str, Sta
 
 
 def test_missing_inputs_are_told_before_any_work(line: Line, stages: dict[str, Stage], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.weights: .*nope.safetensors is no file"):
-        line(f"model.weights={tmp_path}/nope.safetensors")
-    with pytest.raises(UserError, match=r"nope\.npz"):
-        line(f"data.source='npz:{tmp_path}/nope.npz'")
-    with pytest.raises(UserError, match=r"model\.name.*no module nope_module"):
-        line("model.name=nope_module:build")
+    for named, words in (
+        (f"model.weights={tmp_path}/nope.safetensors", r"model\.weights: .*nope.safetensors is no file"),
+        (f"data.source='npz:{tmp_path}/nope.npz'", r"nope\.npz"),
+        ("model.name=nope_module:build", r"model\.name.*no module nope_module"),
+        (f"check.reference={tmp_path}/nope.onnx", r"check\.reference: .*nope\.onnx is no file"),
+        ("check.metric=math:f1", r"check\.metric.*math has no function f1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            line(named)
     assert stages[DENSE].calls == 0 and not (tmp_path / "run").exists()
 
 
@@ -276,8 +279,7 @@ def test_other_weights_and_other_code_of_the_users_train_again(
     module.write_text("def build(): ...\n")
     weights.write_bytes(b"1")
     settings = ("model.name=core_net.small:build", f"model.weights={weights}")
-    assert line(*settings).done == LINE
-    assert line(*settings).done == ()
+    assert line(*settings).done == LINE and line(*settings).done == ()
     module.write_text("def build(): return 1\n")
     assert line(*settings).done == LINE
     weights.write_bytes(b"2")
@@ -287,13 +289,12 @@ def test_other_weights_and_other_code_of_the_users_train_again(
 def test_an_up_to_date_run_imports_nothing_heavy(line: Line, tmp_path: Path) -> None:
     """So that it answers in well under five seconds."""
     line()
-    rendering_is_current = rendering.is_current(tmp_path / "run")
+    assert rendering.is_current(tmp_path / "run")
     code = (
         "import sys; from pipeline.cli import command_line; "
         f"code = command_line(['run', {str(tmp_path / 'run' / 'config.yaml')!r}, '--out', {str(tmp_path / 'run')!r}]); "
         "print(code, [n for n in ('torch', 'onnx', 'onnxruntime', 'sklearn', 'plotly') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert rendering_is_current
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
     assert f"nothing to do: {tmp_path / 'run'} is up to date" in done.stderr
