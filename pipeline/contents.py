@@ -68,6 +68,15 @@ def of_check(section: Check) -> dict[str, str]:
     return content
 
 
+def try_check(section: Check) -> None:
+    """Raises UserError where the reference model or the metric is not there or does not load."""
+    of_check(section)
+    if section.reference is not None:
+        from runtime.backend import open_session
+
+        open_session(Path(section.reference).expanduser(), "onnxruntime", "cpu", 1).close()
+
+
 def code_of(spec: str, key: str) -> str:
     """Hash of the Python files of the package that a user's `module:function` is in; `key` is the config key to blame.
 

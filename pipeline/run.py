@@ -169,7 +169,7 @@ def run(config: Config, order: Order, progress: Progress) -> Outcome:
         return Outcome(order.out, None, (), ())
     content = contents.of_inputs(config)
     if order.until == CHECK:
-        contents.of_check(config.check)  # told now, not after the training
+        contents.try_check(config.check)  # told now, not after the training
     with workspace_of(config, order, progress) as work, crew_of(order.device) as dismiss:
         write_config(config, order.out)
         stages: list[Done] = []

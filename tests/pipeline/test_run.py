@@ -25,6 +25,7 @@ from runtime import device
 from runtime.errors import UserError
 from tests.conftest import REPOSITORY
 
+Line = Callable[..., Outcome]
 LINE = STAGES[:-1]
 DENSE, DEMP, SURGERY, ONNX, SIMPLIFY, PRECISION, ENGINE, CHECK = LINE
 
@@ -67,9 +68,6 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
 
     monkeypatch.setattr("pipeline.report.render.render", render)
     return made
-
-
-Line = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -262,6 +260,7 @@ def test_missing_inputs_are_told_before_any_work(line: Line, stages: dict[str, S
         (f"data.source='npz:{tmp_path}/nope.npz'", r"nope\.npz"),
         ("model.name=nope_module:build", r"model\.name.*no module nope_module"),
         (f"check.reference={tmp_path}/nope.onnx", r"check\.reference: .*nope\.onnx is no file"),
+        (f"check.reference={__file__}", r"test_run\.py.*ONNX"),
         ("check.metric=math:f1", r"check\.metric.*math has no function f1"),
     ):
         with pytest.raises(UserError, match=words):
@@ -273,8 +272,8 @@ def test_other_weights_and_other_code_of_the_users_train_again(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "core_net").mkdir()
     module, weights = tmp_path / "core_net" / "small.py", tmp_path / "w.safetensors"
+    module.parent.mkdir()
     (tmp_path / "core_net" / "__init__.py").write_text("")
     module.write_text("def build(): ...\n")
     weights.write_bytes(b"1")
