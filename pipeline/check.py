@@ -136,11 +136,8 @@ def check(
     latency = latencies(bench, pairs, results, progress)
     gated = latency["onnxruntime"]["fp32"][f"b{section.gate_batch}"]
     losses = drops(hops["compact"], results["compact"], through_torch[0])
-    ruling = verdict([
-        *_accuracy_gates(section, difference, losses, models),
-        *_other_gates(section, gated, max_abs_diff, engines),
-        *([] if target is None else [target]),
-    ])  # fmt: skip
+    gates = _accuracy_gates(section, difference, losses, models) + _other_gates(section, gated, max_abs_diff, engines)
+    ruling = verdict([*gates, *([] if target is None else [target])])
     limit_pp = section.gates.max_accuracy_drop
     broken = next(((hop, drop) for hop, drop in losses if drop > limit_pp), None)
     document = {
