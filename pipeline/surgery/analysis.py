@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pipeline.surgery.copies import named_tensors
+from pipeline.surgery.copies import modules_by_path, named_tensors
 from pipeline.surgery.labels import Field, Ids, Labels
 from pipeline.surgery.ledger import Ledger
 from pipeline.surgery.trace import Traced
@@ -62,7 +62,7 @@ class Analysis:
     def __post_init__(self) -> None:
         self._names: dict[int, str] = {}
         module = self.traced.module
-        self.modules = dict(module.named_modules(remove_duplicate=False))
+        self.modules = modules_by_path(module, every=True)
         named = named_tensors(self.modules)
         self._tensors = dict(named)
         for name, tensor in named:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, describe
+from pipeline.surgery.copies import modules_by_path
 from pipeline.surgery.cut import cut_mask
 from pipeline.surgery.labels import Labels
 from pipeline.surgery.rules.elementwise import ACTIVATION_MODULES, ACTIVATIONS, EXACT_ACTIVATIONS
@@ -57,7 +58,7 @@ class Anatomy:
     @torch.no_grad()
     def observe(self, model_inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """The watched outputs in eval mode, each (B, ..., C, ...) with channels on `axis[name]`."""
-        modes = [(m, m.training) for root in (self.model, self.traced.module) for m in root.modules()]
+        modes = [(m, m.training) for root in (self.model, self.traced.module) for m in modules_by_path(root).values()]
         for m, _ in modes:
             m.training = False
         try:
@@ -93,7 +94,7 @@ class Anatomy:
 class _Watcher(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
         super().__init__(module)
-        self._names, self._modules = names, dict(module.named_modules(remove_duplicate=False))
+        self._names, self._modules = names, modules_by_path(module, every=True)
         self.seen: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.copies import deep_copy
+from pipeline.surgery.copies import deep_copy, modules_by_path
 from pipeline.surgery.trace import Recorded, Traced, erase_unread
 from pipeline.surgery.tracer import OPAQUE
 from runtime.errors import UserError
@@ -133,6 +133,6 @@ def replaced(traced: Traced, chosen: set[str], inside: list[fx.Node]) -> Traced:
     for node in reversed(inside):
         if not node.users:
             graph.erase_node(node)
-    erase_unread(graph, dict(root.named_modules(remove_duplicate=False)))
+    erase_unread(graph, modules_by_path(root, every=True))
     module = Recorded(root, graph, type(root).__name__)
     return replace(traced, module=module, computed=exact)

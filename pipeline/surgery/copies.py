@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,49 +19,70 @@ _EVERY = vars(nn.Module()).keys()  # attributes that every module has
 
 def deep_copy(model: nn.Module) -> nn.Module:
     """A copy in memory of its own; results that a module keeps between calls (caches) are copied without their past."""
-    memo = kept_results(model)
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, kept_results(modules_by_path(model).values()))
+
+
+def modules_by_path(model: nn.Module, every: bool = False) -> dict[str, nn.Module]:
+    """`dict(model.named_modules(remove_duplicate=not every))`, without a generator for each level, which is slow."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(module: nn.Module, path: str) -> None:
+        if not every:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+        found[path] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(child, f"{path}.{name}" if path else name)
+
+    visit(model, "")
+    return found
 
 
 def own_values(module: nn.Module) -> list[Any]:
-    """The attributes that the module's class gave it, parameters, buffers and submodules apart."""
-    values = vars(module)
-    return [values[key] for key in values.keys() - _EVERY]
+    """The attributes that the module's class gave it, parameters, buffers and submodules apart; no plain ones."""
+    return [value for key, value in vars(module).items() if type(value) not in _SIMPLE and key not in _EVERY]
 
 
-def kept_results(model: nn.Module) -> dict[int, Any]:
+def kept_results(modules: Iterable[nn.Module]) -> dict[int, Any]:
     """Tensors that modules keep and that have a gradient history, which `copy.deepcopy` refuses; detached copies."""
     memo: dict[int, Any] = {}
-    todo: list[Any] = [v for m in model.modules() for v in own_values(m)]
+    todo: list[Any] = [v for m in modules for v in own_values(m)]
     while todo:
         value = todo.pop()
-        if isinstance(value, torch.Tensor) and not value.is_leaf:
-            memo[id(value)] = value.detach().clone()
-        elif type(value) in (dict, OrderedDict):
-            todo += value.values()
-        elif type(value) in (list, tuple):
+        kind = type(value)
+        if kind in _SIMPLE:
+            continue
+        if kind is tuple or kind is list:
             todo += value
+        elif kind is dict or kind is OrderedDict:
+            todo += value.values()
+        elif isinstance(value, torch.Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
     return memo
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy of the network whose parameters and buffers have shapes but no memory."""
-    memo = kept_results(model)
-    for tensor in tensors_of(model):
+    modules = modules_by_path(model).values()
+    memo = kept_results(modules)
+    for tensor in tensors_of(modules):
         empty = torch.empty_like(tensor, device="meta")
         parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if parameter else empty
     return copy_modules(model, memo)
 
 
-def tensors_of(model: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers, each once, in one walk."""
-    tables = [table for m in model.modules() for table in (m._parameters, m._buffers) if table]
+def tensors_of(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Parameters and buffers, each once."""
+    tables = [table for m in modules for table in (m._parameters, m._buffers) if table]
     return list({id(t): t for table in tables for t in table.values() if t is not None}.values())
 
 
 def named_tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Tensor]]:
-    """Parameters, then buffers, under every name; `modules` are those of `named_modules`, which need no second walk."""
+    """Parameters, then buffers, under every name that they have in `modules`, by path."""
     tables: tuple[Callable[[nn.Module], Any], ...] = (lambda m: m._parameters, lambda m: m._buffers)
     return [
         (f"{path}.{name}" if path else name, tensor)
@@ -74,12 +95,13 @@ def named_tensors(modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Ten
 
 def shallow_copy(model: nn.Module) -> nn.Module:
     """New module objects around the same parameters and buffers."""
-    return copy_modules(model, kept_results(model) | {id(t): t for t in tensors_of(model)})
+    modules = modules_by_path(model).values()
+    return copy_modules(model, kept_results(modules) | {id(t): t for t in tensors_of(modules)})
 
 
 def set_mode(model: nn.Module, training: bool) -> nn.Module:
     """`model.train(training)`, which is slow for it assigns to every module."""
-    modules = list(model.modules())
+    modules = list(modules_by_path(model).values())
     if any(type(m).train is not nn.Module.train for m in modules):
         return model.train(training)
     for m in modules:

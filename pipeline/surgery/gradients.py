@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
+from pipeline.surgery.entries import cut_tensor
 from pipeline.surgery.labels import Ids, Labels
 from pipeline.surgery.law import flat
-from pipeline.surgery.rebuild import cut_tensor
 from runtime.errors import UserError
 
 RANDOM_MODULES = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "DropPath")

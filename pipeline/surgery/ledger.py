@@ -24,6 +24,11 @@ def _grown(values: NDArray[Any], size: int) -> Any:
     return more
 
 
+def finite(constants: Floats) -> Floats:
+    """0 where there is no number."""
+    return np.where(np.isfinite(constants), constants, 0.0)
+
+
 @dataclass(frozen=True)
 class Freeze:
     """Channels that stay because of an operation the surgery cannot cut through."""

@@ -119,9 +119,9 @@ def _kept(
     for name, ids in made.items():
         left = np.flatnonzero(cut.keep[ids])
         if len(left) < len(ids) or name in kept:
-            old = np.array(kept.get(name, range(len(ids))))
+            before_that = kept.get(name)
             widths.setdefault(name, len(ids))
-            kept[name] = tuple(old[left].tolist())
+            kept[name] = tuple((left if before_that is None else np.array(before_that)[left]).tolist())
     return kept
 
 

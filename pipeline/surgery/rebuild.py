@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.assembly import graph_module
-from pipeline.surgery.copies import copy_modules, kept_results, set_mode
+from pipeline.surgery.copies import copy_modules, kept_results, modules_by_path, named_tensors, set_mode
 from pipeline.surgery.cut import Cut
-from pipeline.surgery.labels import Ids
-
-CACHE_BYTES = 1 << 18
-LARGE = 1 << 18  # elements left of a tensor that are worth a second thread
-Array = NDArray[Any]
+from pipeline.surgery.entries import Copies, cut_tensor
 
 
 def rebuild(
@@ -31,94 +24,41 @@ def rebuild(
     network, in another precision perhaps, to take the parameters from.
     """
     source = analysis.traced.module if weights is None else weights
-    memo = kept_results(source)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in [*source.named_parameters(), *source.named_buffers()]:
-        made = cut_tensor(tensor, name, cut)
-        tensors[name] = (
-            nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
-        )
-        memo[id(tensor)] = tensors[name]
+    modules = modules_by_path(source)
+    memo = kept_results(modules.values())
+    tensors = _tensors(modules, cut)
+    memo |= {id(old): new for old, new in tensors.values()}
     root = nn.Module()
     for child_name, child in source.named_children():
         root.add_module(child_name, copy_modules(child, memo))
-    for name, tensor in tensors.items():
-        if "." not in name:
-            root.register_parameter(name, tensor) if isinstance(tensor, nn.Parameter) else root.register_buffer(
-                name, tensor
-            )
+    for name, (_, tensor) in tensors.items():
+        if isinstance(tensor, nn.Parameter) and "." not in name:
+            root.register_parameter(name, tensor)
+        elif "." not in name:
+            root.register_buffer(name, tensor, name not in source._non_persistent_buffers_set)
     added = _fold(cut, root) | _gain(analysis, root, gained)
     graph = _graph(analysis, cut, added)
     groups = {str(node.target): count for node, count in cut.groups.items() if node.op == "call_module"}
-    for path, module in root.named_modules():
+    for path, module in modules_by_path(root).items():
         refresh(module, groups.get(path))
     made_module = graph_module(root, graph, source.__class__.__name__)
     set_mode(made_module, source.training)
     return made_module
 
 
-def cut_tensor(tensor: Tensor, name: str, cut: Cut) -> Tensor:
-    """The entries of one parameter that stay, in memory of their own."""
-    tensor = tensor.detach()
-    if name in cut.grouped:
-        out_axis, outs, ins = cut.grouped[name]
-        rows, columns = (outs, ins) if out_axis == 0 else (ins, outs)
-        made = tensor.new_empty((rows.size, columns.shape[1], *tensor.shape[2:]))
-        blocks = zip(tensor.chunk(len(rows)), made.chunk(len(rows)), rows, columns, strict=True)
-        for block, target, i, j in blocks:
-            _take(block, {0: i, 1: j}, target)
-        return made
-    indices = {}
-    for axis, width in enumerate(tensor.shape):
-        index = cut.slices.get((name, axis))
-        if index is not None and (len(index) < width or (np.diff(index) != 1).any()):
-            indices[axis] = index
-    if not indices:
-        return tensor.clone()
-    made = tensor.new_empty([len(indices.get(axis, range(width))) for axis, width in enumerate(tensor.shape)])
-    _take(tensor, indices, made)
+def _tensors(modules: dict[str, nn.Module], cut: Cut) -> dict[str, tuple[Tensor, Tensor]]:
+    """Parameters and buffers under their first names: the one there was, and what stays of it."""
+    made: dict[str, tuple[Tensor, Tensor]] = {}
+    seen, copies = set(), Copies()
+    for name, tensor in named_tensors(modules):
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        left = cut_tensor(tensor, name, cut, copies)
+        parameter = isinstance(tensor, nn.Parameter)
+        made[name] = (tensor, nn.Parameter(left, requires_grad=tensor.requires_grad) if parameter else left)
+    copies.make()
     return made
-
-
-def _take(tensor: Tensor, indices: dict[int, Ids], target: Tensor) -> None:
-    """Entries `indices[axis]` along each axis. On the CPU NumPy copies, for its one thread is faster than several that
-    wait for each other, into memory from torch, for NumPy asks the system for huge pages, which are slow to come by."""
-    *first, (last, index) = indices.items()
-    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
-        for axis, wanted in indices.items():
-            tensor = tensor.index_select(axis, torch.as_tensor(wanted, device=tensor.device))
-        target.copy_(tensor)
-        return
-    source, to = tensor.numpy(), target.numpy()
-    if list(indices) == [0, 1]:
-        _take_both(source, indices[0], index, to)
-        return
-    for axis, wanted in first:
-        source = source.take(wanted, axis)
-    source.take(index, last, out=to, mode="clip")
-
-
-def _take_both(source: Array, rows: Ids, columns: Ids, to: Array) -> None:
-    """Entries at rows and columns. Large weights are halved between two threads, for NumPy copies without Python's
-    lock. No result is made in the second thread: memory it gives back is of no use to the first."""
-    half = len(rows) // 2 if to.size >= LARGE else 0
-    if not half:
-        _take_rows(source, rows, columns, to)
-        return
-    with ThreadPoolExecutor(1) as second:
-        helped = second.submit(_take_rows, source, rows[half:], columns, to[half:])
-        _take_rows(source, rows[:half], columns, to[:half])
-        helped.result()
-
-
-def _take_rows(source: Array, rows: Ids, columns: Ids, to: Array) -> None:
-    """Rows lose their columns while they lie in the cache."""
-    at_once = max(1, CACHE_BYTES // source[0].nbytes)
-    lines = np.empty((min(at_once, len(to)), *source.shape[1:]), source.dtype)
-    for i in range(0, len(to), at_once):
-        some = rows[i : i + at_once]
-        whole = source.take(some, 0, out=lines[: len(some)], mode="clip")
-        whole.take(columns, 1, out=to[i : i + at_once], mode="clip")
 
 
 def _fold(cut: Cut, root: nn.Module) -> dict[fx.Node, str]:

@@ -21,9 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from pipeline.surgery.analysis import Analysis, leaves
 from pipeline.surgery.cut import Cut
+from pipeline.surgery.entries import cut_tensor
 from pipeline.surgery.gradients import Step, check_step, keep_what_learns, step_of
 from pipeline.surgery.plan import Compact, plan_before
-from pipeline.surgery.rebuild import cut_tensor
 from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.shrink import cut_of, finish
 from pipeline.surgery.trace import trace

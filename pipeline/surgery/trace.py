@@ -13,7 +13,7 @@ from torch.fx.graph import PythonCode
 
 from pipeline.surgery.assembly import take_over
 from pipeline.surgery.attention import OpenAttention
-from pipeline.surgery.copies import meta_twin, set_mode, shallow_copy
+from pipeline.surgery.copies import meta_twin, modules_by_path, set_mode, shallow_copy
 from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
 
 
@@ -54,7 +54,7 @@ def open_attention(model: nn.Module) -> None:
 
 
 def has_attention(model: nn.Module) -> bool:
-    return any(type(m) is nn.MultiheadAttention for m in model.modules())
+    return any(type(m) is nn.MultiheadAttention for m in modules_by_path(model).values())
 
 
 def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
@@ -79,7 +79,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
         graph = _one_node(example_inputs, frozen)
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
-    modules = dict(root.named_modules(remove_duplicate=False))
+    modules = modules_by_path(root, every=True)
     _follow_aliases(graph, modules)
     erase_unread(graph, modules)
     if any(node.target in tracer.constants for node in graph.nodes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.utils import _pytree as pytree
 
 from pipeline.surgery.attention import OpenAttention
-from pipeline.surgery.copies import deep_copy, named_tensors
+from pipeline.surgery.copies import deep_copy, modules_by_path, named_tensors
 from pipeline.surgery.shapes import CONFIGURED, SHAPE_KEPT, Shapes
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
@@ -28,6 +29,7 @@ COMPOSED = (
     nn.TransformerDecoderLayer,
 )  # fmt: skip
 _NUMBERS = frozenset((bool, int, float, str, type(None)))
+_LOWER_PATH = re.compile(r"(?!__)[a-z_][0-9a-z_.]*").fullmatch
 OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 
@@ -109,7 +111,7 @@ class ShapeTracer(fx.Tracer):
         self.constants: dict[str, Tensor] = {}  # made by forward from nothing, by the attribute they are fetched from
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        self._modules = dict(root.named_modules())
+        self._modules = modules_by_path(root)
         self._names = {tensor: name for name, tensor in reversed(named_tensors(self._modules))}  # the first name counts
         return super().trace(root, concrete_args)
 
@@ -162,9 +164,13 @@ class ShapeTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> ConcreteProxy:
         return ConcreteProxy(node, self)
 
-    def create_node(self, *what: Any, **more: Any) -> fx.Node:
-        """Without the record of modules and scopes that fx keeps of every call."""
-        return self.graph.create_node(*what, **more)
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        """Without the record of modules and scopes that fx keeps of every call; paths are quickly made names."""
+        if name is None and isinstance(target, str) and _LOWER_PATH(target):
+            name = target.replace(".", "_")  # as fx would name it
+        return self.graph.create_node(kind, target, args, kwargs, name, type_expr)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind == "call_function" and getattr(target, "__module__", "").startswith("torchvision."):

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
 from pipeline.surgery.labels import Field, Labels, positions
+from pipeline.surgery.ledger import finite
 from pipeline.surgery.rules.elementwise import over_positions
 from pipeline.surgery.rules.layers import mix
 from pipeline.surgery.rules.weights import Weights, array_of, pads, prod_out, summed
@@ -31,14 +32,14 @@ def depthwise(a: Analysis, node: fx.Node, x: Labels, w: Weights) -> Result:
         return Labels(shape), lambda cut: Labels(shape)
     times = count // len(ids)
     known, reach = a.ledger.constant(ids), array_of(weight).reshape(count, -1).any(1)
-    bias = np.zeros(count) if w.bias is None else a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
+    bias = np.zeros(count) if w.bias is None else array_of(a.tensor(w.bias)).astype(np.float64)
     each = np.repeat(known, times)
     steady = (each == 0) | (np.isfinite(each) & (not w.padded)) | ~reach
     total = np.zeros(count)
     rows = np.flatnonzero(steady & reach)  # few, for what is dead has no taps as a rule
     read = weight.detach().index_select(0, torch.as_tensor(rows, device=weight.device))
     total[rows] = summed(read, w).cpu().numpy().reshape(-1)
-    value = np.where(steady, bias + total * np.nan_to_num(each), np.nan)
+    value = np.where(steady, bias + total * finite(each), np.nan)
     out = a.ledger.fresh(value, np.repeat(a.ledger.measured(ids), times) & reach, like=np.repeat(ids, times))
     a.bind(w.weight, 0, out)
     if w.bias is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Result, Rule, describe, leaves
 from pipeline.surgery.labels import Field, Labels, distinct
@@ -36,7 +36,7 @@ def unary(a: Analysis, node: fx.Node) -> Result | None:
     rest, call = a.value(node.args[1:]), _call(node, a)
     if leaves(rest):
         return None
-    return merge(a, node, node.args[:1], x.shape, strict(lambda v: call(v, *rest)))
+    return over_positions(a, node, x, x.shape, lambda v: call(v, *rest))
 
 
 def like(a: Analysis, node: fx.Node) -> Result | None:
@@ -55,13 +55,16 @@ def same(a: Analysis, node: fx.Node) -> Result | None:
     val = node.meta["val"]
     if not isinstance(x, Labels) or not isinstance(val, torch.Tensor) or len(val.shape) != len(x.shape):
         return None
-    return over_positions(a, node, x, tuple(val.shape), lambda v: v)
+    return over_positions(a, node, x, tuple(val.shape), None)
 
 
 def over_positions(
-    a: Analysis, node: fx.Node, x: Labels, shape: tuple[int, ...], function: Callable[[Any], Any]
+    a: Analysis, node: fx.Node, x: Labels, shape: tuple[int, ...], function: Callable[[Tensor], Tensor] | None
 ) -> Result:
-    """Each channel becomes a channel; sizes of positional axes may change, those of channel axes must not."""
+    """Each channel becomes a channel; sizes of positional axes may change, those of channel axes must not.
+
+    `function` is what becomes of a constant, float64; None where it stays what it is.
+    """
     for f in x.fields:
         if any(shape[ax] != x.shape[ax] for ax in f.axes):
             a.freeze(node, "resizes the channel axis", f.ids)
@@ -69,9 +72,11 @@ def over_positions(
     pairs = []
     for f in x.fields:
         unique, inverse = distinct(f.ids)
-        known = a.ledger.constant(unique)
-        made = np.asarray(strict(function)([torch.from_numpy(known)]))
-        out = a.ledger.fresh(made, a.ledger.measured(unique), like=unique)
+        known = a.ledger.constant(unique)  # a copy
+        unknown = np.isnan(known)
+        if function is not None and not unknown.all():
+            known = np.where(unknown, np.nan, function(torch.from_numpy(known)).numpy())
+        out = a.ledger.fresh(known, a.ledger.measured(unique), like=unique)
         pairs.append((Field(f.axes, out[inverse].reshape(f.ids.shape)), unique, out))
     positional = [ax for ax in range(len(shape)) if x.at(ax) is None]
 

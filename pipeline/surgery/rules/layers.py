@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis, Layer, Result, Rule
 from pipeline.surgery.labels import Field, Ids, Labels, LayoutError, distinct, positions
-from pipeline.surgery.ledger import Flags, Floats
-from pipeline.surgery.rules.weights import Weights, not_zero, prod_out, rows_of, summed
+from pipeline.surgery.ledger import Flags, Floats, finite
+from pipeline.surgery.rules.weights import Weights, array_of, not_zero, prod_out, rows_of, summed
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -64,9 +64,10 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     count = prod_out(weight, w)
     bias = np.full(count, 0.0 if w.computed is None else np.nan)
     if w.bias is not None:
-        bias = a.tensor(w.bias).detach().to(torch.float64).cpu().numpy()
+        bias = array_of(a.tensor(w.bias)).astype(np.float64)
     known = None if incoming is None else a.ledger.constant(incoming)
-    each, group = rows_of(weight, w), np.arange(count) // (count // w.groups)
+    each = rows_of(weight, w)
+    group = np.arange(count) // (count // w.groups) if w.groups > 1 else np.zeros(count, np.int64)
     steady = np.zeros((w.groups, each.shape[1]), bool)
     if known is not None:
         steady = (np.isfinite(known) & np.logical_or(known == 0, not w.padded)).reshape(w.groups, -1)
@@ -83,7 +84,7 @@ def _outgoing(a: Analysis, w: Weights, incoming: Ids | None) -> tuple[Floats, Fl
     reach = (each[few] != 0).any(2)  # (few, in / groups)
     rest = ~(reach & ~steady[group[few]]).any(1)
     few, reach = few[rest], reach[rest]
-    local = np.nan_to_num(known).reshape(w.groups, -1)[group[few]]
+    local = finite(known).reshape(w.groups, -1)[group[few]]
     values[few] = bias[few] + (each[few].sum(2, dtype=np.float64) * local).sum(1)
     census[few] = (a.ledger.measured(incoming).reshape(w.groups, -1)[group[few]] & reach).any(1)
     return values, census
@@ -166,7 +167,7 @@ def _fold(cut: Cut, node: fx.Node, w: Weights, incoming: Ids, arrived: Ids, rows
     """Add what the removed constant channels contributed to the bias."""
     gone = np.ones(len(incoming), bool)
     gone[arrived] = False
-    known = np.where(gone, np.nan_to_num(cut.analysis.ledger.constant(incoming)), 0.0)
+    known = np.where(gone, finite(cut.analysis.ledger.constant(incoming)), 0.0)
     if not known.any():
         return
     if w.out_axis == 1 and w.groups > 1:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis, Result, Rule
 from pipeline.surgery.labels import Field, Labels, positions
 from pipeline.surgery.ledger import Floats
+from pipeline.surgery.rules.weights import array_of
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -48,7 +48,7 @@ def per_channel(
 
 
 def as_numpy(t: Tensor | None, default: float) -> Any:
-    return default if t is None else t.detach().to(torch.float64).cpu().numpy()
+    return default if t is None else array_of(t).astype(np.float64)
 
 
 def batch_norm(

@@ -42,7 +42,9 @@ def array_of(tensor: Tensor) -> NDArray[Any]:
 
     Large weights are read through NumPy, in one thread: a reading is over before threads that are busy elsewhere come.
     """
-    values = tensor.detach().cpu()
+    values = tensor.detach()
+    if values.device.type != "cpu":
+        values = values.cpu()
     return np.asarray((values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy())
 
 
@@ -80,4 +82,4 @@ def prod_out(weight: Tensor, w: Weights) -> int:
 def pads(padding: Any, mode: str = "zeros") -> bool:
     if mode != "zeros" or padding == "valid":
         return False
-    return padding == "same" or bool(np.any(np.asarray(padding) != 0))
+    return padding == "same" or (any(padding) if isinstance(padding, tuple | list) else padding != 0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.surgery import law, rebuild, rules, shrink
 from pipeline.surgery.cut import Cut
+from pipeline.surgery.entries import Copies, cut_tensor
 from pipeline.surgery.rules import convolution, layers
 from pipeline.surgery.rules.merge import merge
 from runtime.errors import UserError
@@ -31,10 +32,10 @@ def test_the_certificate_says_on_what_the_law_was_held() -> None:
 def test_a_layer_cut_at_the_wrong_channels_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """conv1 of the residual net keeps its first channels instead of those that live."""
     oracle = residual()
-    right = rebuild.cut_tensor
+    right = cut_tensor
 
-    def wrong(tensor: Tensor, name: str, cut: Cut) -> Tensor:
-        made = right(tensor, name, cut)
+    def wrong(tensor: Tensor, name: str, cut: Cut, copies: Copies) -> Tensor:
+        made = right(tensor, name, cut, copies)
         return tensor[: len(made), :6].clone() if name == "conv1.weight" else made
 
     monkeypatch.setattr(rebuild, "cut_tensor", wrong)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.surgery import rebuild
+from pipeline.surgery import entries
 from pipeline.surgery.assembly import graph_module
 from pipeline.surgery.copies import named_tensors, set_mode
 from pipeline.surgery.cut import Cut
@@ -169,29 +169,48 @@ def cut_of(slices: dict[tuple[str, int], Any]) -> Cut:
 def test_tensors_are_cut_the_same_in_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     index = np.array([0, 2, 3, 6])
     named = [(f"{i}", torch.randn(7, 5 + i, 3)) for i in range(40)]
+    named += [("half", torch.randn(7, 9).bfloat16()), ("count", torch.arange(63).reshape(7, 9))]
     cut = cut_of({(name, 0): index for name, _ in named} | {(name, 1): index[:3] for name, _ in named})
     want = {name: t[index][:, index[:3]] for name, t in named}
-    named.append(("row", torch.randn(4, 9)))  # one row is left, which cannot be halved
-    cut.slices |= {("row", 0): index[2:3], ("row", 1): index}
-    want["row"] = named[-1][1][3:4, index]
+    named += [("row", torch.randn(4, 9)), ("whole", torch.randn(2, 3)), ("scalar", torch.tensor(3.0))]
+    cut.slices |= {("row", 0): index[2:3], ("row", 1): index}  # one row is left, which cannot be halved
+    want |= {"row": named[-3][1][3:4, index], "whole": named[-2][1], "scalar": named[-1][1]}
     for large in (1 << 20, 1):
-        monkeypatch.setattr(rebuild, "LARGE", large)
-        assert all(torch.equal(rebuild.cut_tensor(t, name, cut), want[name]) for name, t in named)
+        monkeypatch.setattr(entries, "LARGE", large)
+        monkeypatch.setattr(entries, "ALL", large)
+        copies = entries.Copies()
+        made = {name: entries.cut_tensor(t, name, cut, copies) for name, t in named}
+        copies.make()
+        assert all(torch.equal(made[name], want[name]) and made[name].dtype is want[name].dtype for name, _ in named)
+        assert all(torch.equal(entries.cut_tensor(t, name, cut), want[name]) for name, t in named)
+        assert all(made[name].data_ptr() != t.data_ptr() for name, t in named)
 
 
-def test_what_fails_in_the_second_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
+def test_a_tensor_that_stays_whole_keeps_its_memory_format() -> None:
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    left = entries.cut_tensor(weight, "w", cut_of({}))
+    assert torch.equal(left, weight)
+    assert left.stride() == weight.stride()
 
-    def failing(*_: Any) -> None:
-        threads.append(threading.current_thread())
-        if threads[-1] is not threading.main_thread():
-            raise MemoryError("second")
 
-    monkeypatch.setattr(rebuild, "_take_rows", failing)
-    monkeypatch.setattr(rebuild, "LARGE", 1)
+def test_both_threads_make_copies_and_what_fails_in_either_is_raised() -> None:
+    def run(failing: bool) -> set[threading.Thread]:
+        both, threads, copies = threading.Barrier(2, timeout=30), set(), entries.Copies()
+
+        def copy() -> None:
+            both.wait()  # passed only where two threads are here at once
+            threads.add(threading.current_thread())
+            if failing and threading.current_thread() is not threading.main_thread():
+                raise MemoryError("second")
+
+        for _ in range(2):
+            copies.add(entries.ALL, copy)
+        copies.make()
+        return threads
+
+    assert len(run(failing=False)) == 2
     with pytest.raises(MemoryError, match="second"):
-        rebuild.cut_tensor(torch.zeros(4, 4), "w", cut_of({("w", 0): np.array([0, 2]), ("w", 1): np.array([1])}))
-    assert len(set(threads)) == len(threads) == 2
+        run(failing=True)
 
 
 def test_a_graph_module_holds_what_fx_would_hold() -> None:
