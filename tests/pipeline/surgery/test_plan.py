@@ -148,3 +148,25 @@ def test_a_network_that_cannot_be_traced_is_saved_whole(tmp_path: Path) -> None:
     assert compact.plan.layers == {}
     save_compact(compact, tmp_path)
     assert torch.equal(load_compact(tmp_path, make())(x), make()(x))
+
+
+class Scaled(nn.Module):
+    """Its own scale is made by the constructor and never saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+        self.register_buffer("scale", torch.arange(1.0, 7.0).reshape(6, 1, 1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(F.relu(self.conv(x) * self.scale).mean((2, 3)))
+
+
+def test_a_buffer_that_the_network_does_not_save_is_not_saved(tmp_path: Path) -> None:
+    model = Scaled().eval()
+    still(model.conv, [1, 4])
+    compact = shrink(model, (torch.zeros(1, 3, 8, 8),))
+    assert sorted(compact.model.state_dict()) == sorted(model.state_dict())
+    assert compact.model.get_buffer("scale").flatten().tolist() == [1.0, 3.0, 4.0, 6.0]
+    save_compact(compact, tmp_path)
+    assert torch.equal(load_compact(tmp_path, Scaled()).get_buffer("scale"), compact.model.get_buffer("scale"))
