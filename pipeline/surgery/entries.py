@@ -1,8 +1,8 @@
 """The entries of a parameter that stay, copied into memory of their own.
 
 On the CPU NumPy copies, two threads at once, for it does so without Python's lock; one of its threads is faster than
-several of PyTorch's that wait for each other. Memory comes from PyTorch, for NumPy asks the system for huge pages,
-which are slow to come by, and none is asked for in the second thread: what it gives back is of no use to the first.
+several of PyTorch's that wait for each other. The memory to fill comes from PyTorch and the first thread: NumPy would
+ask the system for huge pages, which are slow to come by, and what a second thread gives back is of no use to the first.
 """
 
 from __future__ import annotations

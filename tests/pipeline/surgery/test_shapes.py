@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.surgery import entries
 from pipeline.surgery.assembly import graph_module
-from pipeline.surgery.copies import named_tensors, set_mode
+from pipeline.surgery.copies import modules_by_path, named_tensors, set_mode
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Field, Labels, LayoutError, distinct, lost, positions
 from pipeline.surgery.ledger import Ledger
@@ -260,3 +260,28 @@ def test_a_ledger_that_grows_forgets_nothing() -> None:
     assert all((ledger.constant(x) == i).all() for i, x in enumerate(ids))
     assert [bool(ledger.measured(x).all()) for x in ids] == [i % 2 == 0 for i in range(12)]
     assert not ledger.measured(ids[1]).any() and ledger.classes().tolist() == list(range(8400))
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_modules_are_those_that_torch_names_in_its_order(every: bool) -> None:
+    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.Tanh()), "c": shared[0]})
+    model.register_module("none", None)
+    assert list(modules_by_path(model, every).items()) == list(model.named_modules(remove_duplicate=not every))
+
+
+def test_calls_have_the_names_that_fx_gives_them() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.max, self.Upper, self.lowerUpper = nn.ReLU(), nn.ReLU(), nn.ReLU()
+            self.body = nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU())
+            self.a_2, self.scale = nn.ReLU(), nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Any:
+            for call in (self.max, self.Upper, self.lowerUpper, self.a_2, self.a_2, self.body):
+                x = call(x)
+            return (x * self.scale).relu().add(1).add(2)
+
+    want = [node.name for node in fx.symbolic_trace(Named()).graph.nodes]
+    assert [node.name for node in trace(Named().eval(), (torch.ones(1, 3),)).module.graph.nodes] == want
