@@ -1,4 +1,4 @@
-"""A `torch.fx.GraphModule` around what its graph names."""
+"""Graphs, and the `torch.fx.GraphModule` around what a graph names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
+
+
+def add_node(
+    graph: fx.Graph, op: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+) -> fx.Node:
+    """`graph.create_node`, which looks for symbolic sizes in all arguments it is given; here they are none."""
+    node = graph.create_node(op, target, (), {}, name, type_expr)
+    node.args = args
+    if kwargs:
+        node.kwargs = kwargs
+    return node
 
 
 def graph_module(root: nn.Module, graph: fx.Graph, class_name: str) -> fx.GraphModule:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import fx, nn
 
 from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.copies import modules_by_path, tensors_of
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.law import Law
 from pipeline.surgery.ledger import Flags
@@ -28,8 +29,8 @@ def certificate(
         "schema": 1,
         "channels": channel_counts(analysis, choice),
         "parameters": {
-            "before": sum(p.numel() for p in analysis.traced.module.parameters()),
-            "after": sum(p.numel() for p in compact.parameters()),
+            "before": elements(analysis.traced.module),
+            "after": elements(compact),
         },
         "groups": groups,
         "folded": _folded(analysis, cut),
@@ -37,6 +38,12 @@ def certificate(
         "layers": layer_table(analysis, choice),
         "law": None if law is None else asdict(law),
     }
+
+
+def elements(network: nn.Module) -> int:
+    """Of all parameters, each counted once."""
+    tensors = tensors_of(modules_by_path(network).values())
+    return sum(t.numel() for t in tensors if isinstance(t, nn.Parameter))
 
 
 def layer_table(analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ _PLAIN = (bool, int, float, str, type(None), type, torch.dtype, torch.device)
 _SIMPLE = frozenset((bool, int, float, str, type(None)))
 _CONTAINERS = frozenset((dict, OrderedDict, list, set))
 _TABLES = ("_parameters", "_buffers", "_modules")
+_HOOKS = {key: None for key, value in vars(nn.Module()).items() if type(value) is OrderedDict}  # in order
 _EVERY = vars(nn.Module()).keys()  # attributes that every module has
 
 
@@ -26,18 +27,16 @@ def modules_by_path(model: nn.Module, every: bool = False) -> dict[str, nn.Modul
     """`dict(model.named_modules(remove_duplicate=not every))`, without a generator for each level, which is slow."""
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
-
-    def visit(module: nn.Module, path: str) -> None:
-        if not every:
-            if id(module) in seen:
-                return
-            seen.add(id(module))
+    todo = [("", model)]
+    while todo:
+        path, module = todo.pop()
+        if not every and id(module) in seen:
+            continue
+        seen.add(id(module))
         found[path] = module
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(child, f"{path}.{name}" if path else name)
-
-    visit(model, "")
+        if module._modules:
+            dot = path and f"{path}."
+            todo += [(dot + name, child) for name, child in reversed(module._modules.items()) if child is not None]
     return found
 
 
@@ -120,28 +119,34 @@ def copy_modules(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     kind = type(module)
     if hasattr(kind, "__deepcopy__") or kind.__reduce_ex__ is not object.__reduce_ex__:
         return copy.deepcopy(module, memo)
-    made = kind.__new__(kind)
+    own, made = vars(module), kind.__new__(kind)
     memo[id(module)] = made
     copied = made.__dict__
-    for key, value in vars(module).items():
+    copied.update(own)
+    for key in _HOOKS:
+        copied[key] = _copied(own[key], memo) if own.get(key) else OrderedDict()
+    for key, value in own.items():
         what = type(value)
-        if what in _SIMPLE:
-            copied[key] = value
-        elif what in _CONTAINERS and not value and id(value) not in memo:
-            copied[key] = memo[id(value)] = what()
-        else:
-            copied[key] = _table(value, memo) if key in _TABLES else _copied(value, memo)
+        if what in _SIMPLE or key in _HOOKS:
+            continue
+        copied[key] = _table(value, memo) if key in _TABLES else _copied(value, memo)
     return made
 
 
 def _table(values: dict[str, Any], memo: dict[int, Any]) -> dict[str, Any]:
     made = type(values)()
     for key, value in values.items():
-        made[key] = copy_modules(value, memo) if isinstance(value, nn.Module) else _copied(value, memo)
+        known = memo.get(id(value))
+        if known is None:
+            known = copy_modules(value, memo) if isinstance(value, nn.Module) else _copied(value, memo)
+        made[key] = known
     return made
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, _PLAIN) or (type(value) is tuple and all(isinstance(v, _PLAIN) for v in value)):
+    kind = type(value)
+    if kind is tuple and _SIMPLE.issuperset(map(type, value)):
         return value
-    return copy.deepcopy(value, memo)
+    if (kind is list or not value) and kind in _CONTAINERS and _SIMPLE.issuperset(map(type, value)):
+        return memo.setdefault(id(value), kind(value))
+    return value if isinstance(value, _PLAIN) else copy.deepcopy(value, memo)

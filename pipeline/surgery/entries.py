@@ -78,6 +78,8 @@ def _entries(tensor: Tensor, name: str, cut: Cut, copies: Copies) -> Tensor:
         index = cut.slices.get((name, axis))
         if index is not None and (len(index) < width or (np.diff(index) != 1).any()):
             indices[axis] = index
+    if tensor.dim() < 2:  # small: at once
+        return tensor.index_select(0, torch.as_tensor(indices[0], device=tensor.device)) if indices else tensor.clone()
     shape = [len(indices.get(axis, range(width))) for axis, width in enumerate(tensor.shape)]
     made = tensor.new_empty(shape) if indices else torch.empty_like(tensor)
     if not _plain(tensor):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)  # the latter makes attention's output
 Shape = Sequence[int]
 OfModule = Callable[[Any, Tensor], Shape | None]
 OfFunction = Callable[[Sequence[Any], Mapping[str, Any]], Shape | None]
@@ -118,7 +119,7 @@ def concatenation(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | Non
 
 MODULES: dict[type[nn.Module], OfModule] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), convolution),
-    nn.Linear: linear,
+    **dict.fromkeys(LINEAR, linear),
     nn.AdaptiveAvgPool2d: average_to_size,
 }
 FUNCTIONS: dict[Callable[..., Any], OfFunction] = {

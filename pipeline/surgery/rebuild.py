@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.assembly import graph_module
+from pipeline.surgery.assembly import add_node, graph_module
 from pipeline.surgery.copies import copy_modules, kept_results, modules_by_path, named_tensors, set_mode
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.entries import Copies, cut_tensor
@@ -138,10 +138,11 @@ def _graph(analysis: Analysis, cut: Cut, added: dict[fx.Node, str]) -> fx.Graph:
             given, more = argument(args), argument(dict(kwargs))
             made[node] = graph.create_node("call_function", target, given, more, name=node.name)
             continue
-        known = made | {n: analysis.env[n] for n in cut.numbers.get(node, ())}
-        new = graph.node_copy(node, known.__getitem__)
-        new.meta.pop("val", None)
-        made[node] = new
+        numbers = {n: analysis.env[n] for n in cut.numbers.get(node, ())}
+        known = made | numbers if numbers else made
+        args, kwargs = (fx.node.map_arg(given, known.__getitem__) for given in (node.args, node.kwargs))
+        made[node] = new = add_node(graph, node.op, node.target, args, kwargs, node.name, node.type)
+        new.meta = {key: value for key, value in node.meta.items() if key != "val"}
         if node.op == "call_function" and node in cut.groups:
             _set_argument(new, "groups", 6, cut.groups[node])
         if node.op == "call_function" and node in added:

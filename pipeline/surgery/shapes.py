@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.surgery.known_shapes import FUNCTIONS, MODULES
+from pipeline.surgery.known_shapes import FUNCTIONS, LINEAR, MODULES
 
 # Outputs are as inputs in shape and dtype; on meta tensors the normalisation alone takes a third of the tracing.
 SHAPE_KEPT = frozenset(
@@ -20,7 +20,7 @@ SHAPE_KEPT = frozenset(
 _CONVOLUTION = ("stride", "padding", "dilation", "groups", "padding_mode")
 # Modules whose output has the shape that their parameters, these attributes and the input give it.
 CONFIGURED: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: (), **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONVOLUTION),
+    **dict.fromkeys(LINEAR, ()), **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONVOLUTION),
     nn.AdaptiveAvgPool2d: ("output_size",),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),

@@ -21,6 +21,7 @@ from runtime.collector import collector_paused
 from runtime.errors import UserError
 
 
+@collector_paused()
 def shrink(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
@@ -42,13 +43,12 @@ def shrink(
     before = plan_before(model)
     if before is not None and before.residual == "untied":
         residual = "untied"  # one plan against the first network holds both cuts
-    with collector_paused():
-        traced, known = settled(trace(model, example_inputs))
-        if known is None or dead or residual != known.residual:
-            analysis, choice, cut = cut_of(traced, dead, align=align, residual=residual)
-        else:
-            analysis, (choice, cut) = known, choose(known, align)
-        return finish(model, analysis, choice, cut, real=real, tolerance=tolerance, verify=verify)
+    traced, known = settled(trace(model, example_inputs))
+    if known is None or dead or residual != known.residual:
+        analysis, choice, cut = cut_of(traced, dead, align=align, residual=residual)
+    else:
+        analysis, (choice, cut) = known, choose(known, align)
+    return finish(model, analysis, choice, cut, real=real, tolerance=tolerance, verify=verify)
 
 
 def cut_of(

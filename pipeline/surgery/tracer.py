@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.utils import _pytree as pytree
 
+from pipeline.surgery.assembly import add_node
 from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import deep_copy, modules_by_path, named_tensors
 from pipeline.surgery.shapes import CONFIGURED, SHAPE_KEPT, Shapes
@@ -113,7 +114,10 @@ class ShapeTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._modules = modules_by_path(root)
         self._names = {tensor: name for name, tensor in reversed(named_tensors(self._modules))}  # the first name counts
-        return super().trace(root, concrete_args)
+        try:
+            return super().trace(root, concrete_args)
+        finally:  # what fx patched refers to the tracer in a circle, which must not keep the twin alive
+            self.root, self._modules, self._names = nn.Module(), {}, {}
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._executing:
@@ -170,7 +174,7 @@ class ShapeTracer(fx.Tracer):
         """Without the record of modules and scopes that fx keeps of every call; paths are quickly made names."""
         if name is None and isinstance(target, str) and _LOWER_PATH(target):
             name = target.replace(".", "_")  # as fx would name it
-        return self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        return add_node(self.graph, kind, target, args, kwargs, name, type_expr)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind == "call_function" and getattr(target, "__module__", "").startswith("torchvision."):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.surgery.known_shapes import FUNCTIONS, MODULES
+from pipeline.surgery.known_shapes import FUNCTIONS, LINEAR, MODULES
 from pipeline.surgery.shapes import Shapes
 
 DRAWS = range(60)
@@ -47,7 +47,7 @@ def any_convolution(draw: random.Random) -> tuple[nn.Module, Tensor]:
 
 
 def any_linear(draw: random.Random) -> tuple[nn.Module, Tensor]:
-    module = nn.Linear(6, draw.randint(1, 9), bias=draw.random() < 0.5, device="meta")
+    module = draw.choice(LINEAR)(6, draw.randint(1, 9), bias=draw.random() < 0.5, device="meta")
     return module, layout(meta(*(draw.randint(1, 4) for _ in range(draw.randint(1, 3))), 6), draw)
 
 
@@ -165,7 +165,7 @@ def test_the_plainest_calls_are_worked_out() -> None:
     """A rule that always left the answer to torch would pass the tests above."""
     x = meta(2, 6, 9, 9)
     assert MODULES[nn.Conv2d](nn.Conv2d(6, 8, 3, stride=2, padding=1, device="meta"), x) == (2, 8, 5, 5)
-    assert MODULES[nn.Linear](nn.Linear(9, 4, device="meta"), x) == (2, 6, 9, 4)
+    assert all(MODULES[kind](kind(9, 4, device="meta"), x) == (2, 6, 9, 4) for kind in LINEAR)
     assert MODULES[nn.AdaptiveAvgPool2d](nn.AdaptiveAvgPool2d((1, 3)), x) == (2, 6, 1, 3)
     assert FUNCTIONS[operator.mul]((meta(2, 6, 1, 1), x), {}) == FUNCTIONS[operator.iadd]((x, x), {}) == x.shape
     assert FUNCTIONS[operator.iadd]((meta(2, 6, 1, 1), x), {}) is None

@@ -1,4 +1,4 @@
-"""What makes a cut quick changes nothing: known shapes, graphs without code, ids made like others, copies' modes."""
+"""What makes a cut quick changes nothing: known shapes, graphs without code, ids made like others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 
 from pipeline.surgery import entries
 from pipeline.surgery.assembly import graph_module
-from pipeline.surgery.copies import modules_by_path, named_tensors, set_mode
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.labels import Field, Labels, LayoutError, distinct, lost, positions
 from pipeline.surgery.ledger import Ledger
@@ -102,20 +101,6 @@ def test_ids_made_like_others_share_their_class_and_classes_are_counted_by_their
     classes = ledger.classes()
     assert classes[b[-2:]].tolist() == [0, 1] and classes[b[0]] == 3 and classes.max() == 2000
     assert ledger.constant(d).tolist() == [0, 0, 0] and not ledger.measured(d).any()
-
-
-def test_a_module_that_sets_modes_its_own_way_is_asked() -> None:
-    class Frozen(nn.Sequential):
-        def train(self, mode: bool = True) -> Frozen:
-            super().train(mode)
-            self[0].training = False
-            return self
-
-    for model in (nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()), Frozen(nn.ReLU(), nn.ReLU())):
-        model[0].eval()
-        want = [m.training for m in copy.deepcopy(model).train(True).modules()]
-        assert [m.training for m in set_mode(model, True).modules()] == want
-        assert not any(m.training for m in set_mode(model, False).modules())
 
 
 def test_distinct_and_lost_agree_with_sets() -> None:
@@ -242,32 +227,12 @@ def test_a_graph_module_holds_what_fx_would_hold() -> None:
     assert got.get_submodule("0.fc") is root[0].fc and not got.training
 
 
-def test_tensors_have_the_names_torch_gives_them() -> None:
-    first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3)
-    second.weight = first.weight
-    root = nn.Sequential(nn.BatchNorm2d(3), first, nn.Sequential(second))
-    root.register_buffer("shift", torch.zeros(3))
-    for all_names in (True, False):
-        want = [*root.named_parameters(remove_duplicate=not all_names), *root.named_buffers()]
-        got = named_tensors(dict(root.named_modules(remove_duplicate=not all_names)))
-        assert {n: id(t) for n, t in want}.items() <= {n: id(t) for n, t in got}.items()
-        assert not all_names or [n for n, _ in got] == [n for n, _ in want]
-
-
 def test_a_ledger_that_grows_forgets_nothing() -> None:
     ledger = Ledger()
     ids = [ledger.fresh(np.full(700, float(i)), np.full(700, i % 2 == 0)) for i in range(12)]
     assert all((ledger.constant(x) == i).all() for i, x in enumerate(ids))
     assert [bool(ledger.measured(x).all()) for x in ids] == [i % 2 == 0 for i in range(12)]
     assert not ledger.measured(ids[1]).any() and ledger.classes().tolist() == list(range(8400))
-
-
-@pytest.mark.parametrize("every", [False, True])
-def test_modules_are_those_that_torch_names_in_its_order(every: bool) -> None:
-    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.Tanh()), "c": shared[0]})
-    model.register_module("none", None)
-    assert list(modules_by_path(model, every).items()) == list(model.named_modules(remove_duplicate=not every))
 
 
 def test_calls_have_the_names_that_fx_gives_them() -> None:
