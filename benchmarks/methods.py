@@ -86,12 +86,13 @@ class Given:
     epochs: int
     workers: int
     limit_s: float
+    shares: tuple[float, ...] = tuple(SHARES)
     retime: bool = False
 
 
-def cases(seeds: Sequence[int]) -> list[Case]:
+def cases(seeds: Sequence[int], shares: Sequence[float] = tuple(SHARES)) -> list[Case]:
     """The smallest share and the strengths of every seed come first: comparable whenever it ends."""
-    (share, names), *others = sorted(SHARES.items())
+    (share, names), *others = sorted((share, SHARES[share]) for share in shares)
     strengths = [(f"demp {cost}", strength) for cost, all_ in STRENGTHS.items() for strength in all_]
     first = [("dense", 1.0), *((name, share) for name in names), *strengths]
     rest = [(name, share) for share, names in others for name in names]
@@ -203,6 +204,8 @@ def figures_of(seen: Comparison) -> Point:
 def document(given: Given, points: Sequence[Point]) -> dict[str, Any]:
     seeds = " ".join(str(seed) for seed in sorted({p["seed"] for p in points}))
     options = f"--set {given.name} --side {given.side} --epochs {given.epochs} --seeds {seeds}"
+    if set(given.shares) != set(SHARES):
+        options += f" --shares {' '.join(map(str, given.shares))}"
     options += " --retime" if given.retime else ""
     return {
         "schema": 1,
@@ -215,17 +218,19 @@ def document(given: Given, points: Sequence[Point]) -> dict[str, Any]:
 def arguments_of(arguments: Sequence[str] | None) -> Given:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="results file; added to where it exists")
-    parser.add_argument("--work", type=Path, default=Path("build/methods"), help="folder for the final networks")
+    parser.add_argument("--work", type=Path, help="folder for the final networks; build/methods/SET")
     parser.add_argument("--data", type=Path, default=real_data.DEFAULT, help="folder of the data sets")
     parser.add_argument("--set", dest="name", default="cifar10", help="cifar10 or fashion_mnist")
     parser.add_argument("--side", type=int, default=16, help="images are averaged down to this many pixels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--shares", type=float, nargs="+", choices=SHARES, default=list(SHARES), help="of the MACs")
     parser.add_argument("--workers", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--limit-s", type=float, default=math.inf)
     parser.add_argument("--retime", action="store_true", help="time all final networks again")
     told = vars(parser.parse_args(arguments))
-    return Given(**{**told, "seeds": tuple(told["seeds"])})
+    work = told["work"] or Path("build/methods") / told["name"]
+    return Given(**{**told, "work": work, "seeds": tuple(told["seeds"]), "shares": tuple(told["shares"])})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.work.mkdir(parents=True, exist_ok=True)
     points: list[Point] = json.loads(given.out.read_text("utf-8"))["points"] if given.out.is_file() else []
     there = {(p["method"], p["amount"], p["seed"]) for p in points}
-    missing = [case for case in cases(given.seeds) if case not in there]
+    missing = [case for case in cases(given.seeds, given.shares) if case not in there]
     end = time.monotonic() + given.limit_s
     with ProcessPoolExecutor(given.workers, multiprocessing.get_context("spawn")) as pool:
         for point in pool.map(functools.partial(unless_late, given, end), missing):

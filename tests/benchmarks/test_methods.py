@@ -40,6 +40,16 @@ def test_each_case_once_and_every_seed_of_a_share_before_the_next_share() -> Non
     }
 
 
+def test_shares_left_out_are_not_trained_and_sets_do_not_share_a_folder() -> None:
+    given = methods.arguments_of(["--out", "a.json", "--set", "fashion_mnist", "--shares", "0.2"])
+    listed = methods.cases(given.seeds, given.shares)
+    assert {amount for method, amount, _ in listed if not method.startswith("demp")} == {1.0, 0.2}
+    assert len(listed) == 3 * (1 + len(methods.SHARES[0.2]) + sum(map(len, methods.STRENGTHS.values())))
+    assert "--set fashion_mnist --side 16 --epochs 12 --seeds --shares 0.2" in methods.document(given, [])["command"]
+    assert given.work != methods.arguments_of(["--out", "a.json"]).work
+    assert "--shares" not in methods.document(methods.arguments_of(["--out", "a.json"]), [])["command"]
+
+
 def test_what_was_asked_is_said_in_words() -> None:
     cases = ("dense", 1.0, 0), ("narrow", 0.35, 1), ("demp macs", 0.003, 2)
     assert [methods.asked(case) for case in cases] == ["", "35 % of the MACs", "lambda 0.003"]
@@ -97,7 +107,7 @@ def test_the_whole_command_goes_on_where_it_was_and_times_at_the_end(
     monkeypatch.setattr(methods, "trained", trained)
     monkeypatch.setattr(methods, "ProcessPoolExecutor", lambda *_: contextlib.nullcontext(Inline()))
     monkeypatch.setattr(methods, "arguments_of", lambda _: given)
-    monkeypatch.setattr(methods, "cases", lambda seeds: [("dense", 1.0, 0), ("narrow", 0.35, 0)])
+    monkeypatch.setattr(methods, "cases", lambda seeds, shares: [("dense", 1.0, 0), ("narrow", 0.35, 0)])
     monkeypatch.setattr(methods, "TIMED_S", 0.5)
     monkeypatch.setattr(methods, "arguments_of", lambda _: dataclasses.replace(given, limit_s=0.0))
     assert methods.main([]) == EXIT_INCONCLUSIVE and made == []
