@@ -204,8 +204,8 @@ def figures_of(seen: Comparison) -> Point:
 def document(given: Given, points: Sequence[Point]) -> dict[str, Any]:
     seeds = " ".join(str(seed) for seed in sorted({p["seed"] for p in points}))
     options = f"--set {given.name} --side {given.side} --epochs {given.epochs} --seeds {seeds}"
-    if set(given.shares) != set(SHARES):
-        options += f" --shares {' '.join(map(str, given.shares))}"
+    made = sorted({p["amount"] for p in points} & set(SHARES))
+    options += f" --shares {' '.join(map(str, made))}" if made != sorted(SHARES) else ""
     options += " --retime" if given.retime else ""
     return {
         "schema": 1,

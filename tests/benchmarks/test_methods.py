@@ -45,10 +45,12 @@ def test_shares_left_out_are_not_trained_and_sets_do_not_share_a_folder() -> Non
     listed = methods.cases(given.seeds, given.shares)
     assert {amount for method, amount, _ in listed if not method.startswith("demp")} == {1.0, 0.2}
     assert len(listed) == 3 * (1 + len(methods.SHARES[0.2]) + sum(map(len, methods.STRENGTHS.values())))
-    told = methods.document(given, [{"seed": 0}])["command"]
-    assert told.endswith("--set fashion_mnist --side 16 --epochs 12 --seeds 0 --shares 0.2")
+    points = [{"seed": seed, "amount": amount} for _, amount, seed in listed]
+    told = methods.document(given, points)["command"]
+    assert told.endswith("--set fashion_mnist --side 16 --epochs 12 --seeds 0 1 2 --shares 0.2")
     assert given.work != methods.arguments_of(["--out", "a.json"]).work
-    assert "--shares" not in methods.document(methods.arguments_of(["--out", "a.json"]), [])["command"]
+    more = [{"seed": 0, "amount": share} for share in methods.SHARES]  # what a run finds in the file counts too
+    assert "--shares" not in methods.document(given, [*points, *more])["command"]
 
 
 def test_what_was_asked_is_said_in_words() -> None:
