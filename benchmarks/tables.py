@@ -5,7 +5,8 @@
     <!-- end of results -->
 
 The name is a results file without `.json`, the rest are keys of its points. Points that agree in all listed keys that
-hold text are one row: the mean of their figures, and their range where there are several. A key ends in its unit.
+hold text or a setting are one row: the mean of their figures, and their range where there are several. A key ends in
+its unit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ UNITS = {
     "kib": "KiB",
     "bytes": "bytes",
 }
+SETTINGS = ("align", "batch", "reached_at")
+"""Numbers that were asked for and not measured: a mean over them would say nothing."""
 Point = Mapping[str, Any]
 
 
@@ -71,11 +74,11 @@ def table(path: Path, keys: Sequence[str], link: str) -> str:
                 f"{path.name}: no point has `{key}`", f"expected one of {sorted(every[0])}", "name another key"
             )
     points = [point for point in every if any(key in point for key in keys)]
-    names = [key for key in keys if any(isinstance(point.get(key), str) for point in points)]
+    names = [key for key in keys if key in SETTINGS or any(isinstance(point.get(key), str) for point in points)]
     rows: dict[tuple[Any, ...], list[Point]] = {}
     for point in points:
         rows.setdefault(tuple(point.get(name) for name in names), []).append(point)
-    lines = [[heading(key) for key in keys], ["---" if key in names else "--:" for key in keys]]
+    lines = [[heading(key) for key in keys], ["---" if key in names and key not in SETTINGS else "--:" for key in keys]]
     lines += [[cell(key, row) for key in keys] for row in rows.values()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{origin(document, path.name, link)}\n"
 

@@ -47,6 +47,15 @@ def test_rows_are_means_with_ranges(results: Path) -> None:
     )
 
 
+def test_settings_are_rows_and_not_means(results: Path) -> None:
+    path = results / "few.cpu.json"
+    points = [{"batch": batch, "align": 8, "p50_ms": p50} for batch, p50 in ((1, 2.0), (1, 3.0), (8, 20.0))]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"points": points}), encoding="utf-8")
+    head, line, *rows = tables.table(path, ["align", "batch", "p50_ms"], path.name).splitlines()[:4]
+    assert (head, line) == ("| align | batch | p50, ms |", "| --: | --: | --: |")
+    assert rows == ["| 8 | 1 | 2.5 (2 to 3) |", "| 8 | 8 | 20 |"]
+
+
 def test_text_around_a_table_stays_and_filling_twice_changes_nothing(results: Path) -> None:
     once = tables.filled(TEXT, results, results)
     assert once.startswith("before\n") and once.endswith("<!-- end of results -->\nafter\n") and "old" not in once
