@@ -95,7 +95,7 @@ def _models(check: Json | None, surgery: Json) -> dict[str, Json]:
     return out
 
 
-CERTIFIED = ("confirmation", "change", "law", "layers", "folded", "frozen", "alignment")
+CERTIFIED = ("evidence", "confirmation", "change", "law", "layers", "folded", "frozen", "alignment")
 
 
 def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
@@ -106,7 +106,6 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
             f"stage {SURGERY} was not run",
         )
         return {**dict.fromkeys(reasons), "layers": [], "folded": [], "frozen": [], "reasons": reasons}
-    groups = certificate["groups"]
     unasked = {
         "law": "the cut was asked not to check it",
         "confirmation": "no census was taken",
@@ -122,7 +121,6 @@ def _surgery(certificate: Json | None, record: Json | None) -> dict[str, Any]:
         "removed_in_training": (certificate.get("training") or {}).get("removed", 0),
         "removal_rel_diff": (certificate.get("training") or {}).get("max_rel_diff"),
         "max_abs_diff": record["result"]["max_abs_diff"],
-        "evidence": {kind: sum(group[kind] for group in groups) for kind in ("by_proof", "by_measurement")},
         **{name: certificate[name] for name in CERTIFIED},
         "reasons": reasons,
     }

@@ -17,7 +17,7 @@ class Layer(Part):
 
 
 class Evidence(Part):
-    """What the removal rests on, counted in groups of channels that go together."""
+    """What the removal after training rests on; with `removed_in_training` these make up the channels that are gone."""
 
     by_proof: int
     by_measurement: int

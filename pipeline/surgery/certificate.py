@@ -12,6 +12,7 @@ from torch import fx, nn
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.copies import modules_by_path, tensors_of
 from pipeline.surgery.cut import Cut
+from pipeline.surgery.labels import Ids
 from pipeline.surgery.law import Law
 from pipeline.surgery.ledger import Flags
 from pipeline.surgery.select import Choice
@@ -20,7 +21,7 @@ from pipeline.surgery.select import Choice
 def certificate(
     analysis: Analysis, choice: Choice, cut: Cut, compact: fx.GraphModule, law: Law | None
 ) -> dict[str, Any]:
-    """Plain JSON: schema, channels, parameters, groups, folded, frozen, notes, law."""
+    """Plain JSON: schema, channels, evidence, parameters, groups, folded, frozen, layers, law."""
     frozen = _frozen(analysis, choice)
     measured = np.zeros(len(choice.keep), bool)
     measured[choice.classes[analysis.ledger.measured(np.arange(analysis.ledger.size))]] = True
@@ -28,6 +29,7 @@ def certificate(
     return {
         "schema": 1,
         "channels": channel_counts(analysis, choice),
+        "evidence": _evidence(analysis, choice, measured),
         "parameters": {
             "before": elements(analysis.traced.module),
             "after": elements(compact),
@@ -60,16 +62,25 @@ def layer_table(analysis: Analysis, choice: Choice) -> list[dict[str, Any]]:
 
 def channel_counts(analysis: Analysis, choice: Choice) -> dict[str, int]:
     """Output channels over all layers but those that make the network's outputs."""
+    inner = _inner(analysis, choice)
+    return {"before": len(inner), "dead": int(choice.dead[inner].sum()), "after": int(choice.keep[inner].sum())}
+
+
+def _evidence(analysis: Analysis, choice: Choice, measured: Flags) -> dict[str, int]:
+    """Of the same channels those that were removed, by what the removal rests on."""
+    inner = _inner(analysis, choice)
+    gone = inner[~choice.keep[inner]]
+    return {"by_proof": int((~measured[gone]).sum()), "by_measurement": int(measured[gone].sum())}
+
+
+def _inner(analysis: Analysis, choice: Choice) -> Ids:
+    """The class of each output channel, layer after layer, without the layers that make the network's outputs."""
     outputs = np.zeros(len(choice.keep), bool)
     for freeze in analysis.ledger.freezes:
         if freeze.reason == "output of the network":
             outputs[choice.classes[freeze.ids]] = True
-    counted = [choice.classes[x.ids] for x in analysis.layers if not outputs[choice.classes[x.ids]].all()]
-    return {
-        "before": sum(len(c) for c in counted),
-        "dead": sum(int(choice.dead[c].sum()) for c in counted),
-        "after": sum(int(choice.keep[c].sum()) for c in counted),
-    }
+    layers = [choice.classes[layer.ids] for layer in analysis.layers]
+    return np.concatenate([np.zeros(0, np.int64), *(layer for layer in layers if not outputs[layer].all())])
 
 
 def _group(choice: Choice, measured: Flags, name: str, layers: tuple[str, ...], classes: Any) -> dict[str, Any]:

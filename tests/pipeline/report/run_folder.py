@@ -120,6 +120,7 @@ def certificate() -> dict[str, Any]:
     return {
         "schema": 1,
         "channels": {"before": BEFORE, "dead": DEAD, "after": AFTER},
+        "evidence": {"by_proof": 5, "by_measurement": BEFORE - AFTER - 5},
         "parameters": {"before": 707_000, "after": 180_000},
         "groups": [group("layer1_0_relu", 16, proof=5, measured=11), group("layer3_0_relu", 96, proof=0, measured=96)],
         "confirmation": {"images": 1400, "revived": 2, "largest_activation": {"layer1_0_relu": 0.0}, "approximate": []},

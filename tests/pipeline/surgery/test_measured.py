@@ -63,6 +63,19 @@ def test_proof_and_measurement_are_told_apart() -> None:
     assert compact.plan.layers["conv1.weight"] == (1, 3, 4, 6)
 
 
+def test_the_evidence_counts_the_channels_of_every_layer_of_a_group() -> None:
+    """A depthwise convolution loses the channels of the one before it: one group of 8, output channels 16."""
+    model = net(
+        lambda m, x: m.fc(pooled(F.relu(m.deep(F.relu(m.conv1(x)))))),
+        conv1=conv(3, 8), deep=conv(8, 8, groups=8), fc=nn.Linear(8, 4),
+    ).double()  # fmt: skip
+    still(model.conv1, (0,))
+    told = shrink(model, doubled(), {"relu": mask(8, 2, 3)}).certificate
+    assert [(g["channels"], g["by_proof"], g["by_measurement"]) for g in told["groups"]] == [(8, 1, 2)]
+    assert told["channels"] == {"before": 16, "dead": 6, "after": 10}
+    assert told["evidence"] == {"by_proof": 2, "by_measurement": 4}
+
+
 def test_a_constant_proven_is_not_overruled_by_a_census() -> None:
     """0.5 under a padded convolution cannot go, whatever a census says of it; a zero one goes."""
     model = two_layers()

@@ -44,4 +44,6 @@ def test_the_certificate_counts_what_the_plan_lists(make: Callable[[], Oracle]) 
         name.removesuffix(".weight"): width for name, width in compact.plan.widths.items()
     }
     assert all(row["before"] - row["dead"] <= row["after"] <= row["before"] for row in rows)
+    removed = sum(row["before"] - row["after"] for row in rows)
+    assert compact.certificate["evidence"] == {"by_proof": removed, "by_measurement": 0}
     assert compact.certificate["law"] is None

@@ -69,6 +69,8 @@ def test_what_was_removed_is_in_plan_history_and_certificate(tmp_path: Path) -> 
     assert (made.channels_before, made.channels_dead) == (run.channels, run.dead)
     certificate = json.loads(made.certificate.read_text())
     assert certificate["training"]["removed"] == gone
+    channels = certificate["channels"]
+    assert channels["before"] - channels["after"] == gone + sum(certificate["evidence"].values())
     by_layer = {row["layer"]: (row["before"], row["after"]) for row in certificate["layers"]}
     compact = load_compact(out)
     assert by_layer["conv1"] == (8, compact.get_submodule("conv1").out_channels)
