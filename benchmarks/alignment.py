@@ -3,13 +3,16 @@
     python -m benchmarks.alignment --out benchmarks/results/alignment.cpu.json
 
 For each network and pattern of deaths `auto` chooses as in surgery; then what every multiple leaves, and the dense
-network, are timed anew in one paired comparison, with sessions of their own. Cases that the file has already are not
-measured again. Exit 1 where `auto` is more than 3 % slower than the best, or slower than dense.
+network, are timed anew, in turn and over many openings (runtime/openings.py). Multiples that leave the same network
+are one figure, for what differs between two timings of one network is noise. `over_best` is `auto` over each fixed
+multiple, the highest of the paired ratios. Cases that the file has already are not measured again. Exit 1 where `auto`
+is more than 3 % slower than the best, or slower than dense.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -17,18 +20,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
-from benchmarks.deaths import SIDE, Point, deeper, fill, half, images, ragged, sessions_of, with_deaths
+from benchmarks.deaths import SIDE, Point, deeper, exported, fill, half, images, ragged, with_deaths
 from pipeline.surgery.align import DENSE, Timing, align_by_timing
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.certificate import channel_counts
 from pipeline.surgery.rebuild import rebuild
-from pipeline.surgery.select import choose
+from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.trace import trace
+from runtime.backend import open_session
 from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
-from runtime.latency import compare
+from runtime.latency import Comparison
 from runtime.macs import macs
+from runtime.openings import compare_openings
 
 FIXED = (1, 8, 16, 32)
 PATTERNS = {"half of each layer": half, "10 to 90 % with depth": deeper, "20 to 80 % at random": ragged}
@@ -41,41 +47,62 @@ def cases() -> list[Point]:
     return [{"model": model, "deaths": pattern} for model in models for pattern in PATTERNS]
 
 
-def measured(case: Point, threads: int, rounds: int, time_limit_s: float) -> list[Point]:
-    """One point for each of the fixed multiples, `auto` and dense. p50 is the median over rounds of new sessions."""
+def measured(case: Point, threads: int, time_limit_s: float) -> list[Point]:
+    """One point for each of the fixed multiples, `auto` and dense."""
     network = with_deaths(case["model"], PATTERNS[case["deaths"]])
     analysis = Analysis(trace(network, (torch.zeros(1, 3, SIDE, SIDE),))).run()
-    timing = Timing(batch=BATCH, threads=threads, device="cpu", time_limit_s=time_limit_s)
+    timing = Timing(batch=BATCH, threads=threads, device="cpu")
     auto, choice, cut = align_by_timing(analysis, images(BATCH), timing)
-    cuts = {str(size): choose(analysis, size) for size in FIXED} | {"auto": (choice, cut)}
-    names = [*cuts, "dense"]
-    models = [*(rebuild(analysis, c) for _, c in cuts.values()), network]
-    taken = timed(models, threads, rounds, time_limit_s)
+    cuts = {"auto": (choice, cut)} | {str(size): choose(analysis, size) for size in FIXED}
+    cuts["dense"] = choose(analysis, DENSE)
+    which = same([kept for kept, _ in cuts.values()])
+    made = [network if name == "dense" else rebuild(analysis, c) for name, (_, c) in cuts.items()]
+    models = [made[which.index(place)] for place in range(max(which) + 1)]
+    seen = timed(models, threads, time_limit_s)
+    over = {name: ratio_to_auto(seen, which[i]) for i, name in enumerate(cuts)}
     points: list[Point] = []
-    for i, name in enumerate(names):
-        kept = choose(analysis, DENSE)[0] if name == "dense" else cuts[name][0]
-        channels = channel_counts(analysis, kept)["after"]
+    for i, (name, (kept, _)) in enumerate(cuts.items()):
         points.append({
-            "align": name, "channels": channels, "macs": macs(models[i], (3, SIDE, SIDE)),
-            "batch": BATCH, "p50_ms": float(np.median(taken[:, i])), "p50_ms_low": float(taken[:, i].min()),
-            "p50_ms_high": float(taken[:, i].max()), "rounds": len(taken),
+            "align": name, "channels": channel_counts(analysis, kept)["after"],
+            "macs": macs(models[which[i]], (3, SIDE, SIDE)), "batch": BATCH,
+            "p50_ms": seen.models[which[i]].p50_ms, "auto_over": over[name][0],
+            "auto_over_low": over[name][1], "auto_over_high": over[name][2], "openings": seen.protocol["openings"],
         })  # fmt: skip
-    best = min(p["p50_ms"] for p in points if p["align"] not in ("auto", "dense"))
-    mine = points[names.index("auto")]
-    mine["chosen"] = "dense" if auto.size == DENSE else str(auto.size)
-    mine["over_best"], mine["over_dense"] = mine["p50_ms"] / best, mine["p50_ms"] / points[-1]["p50_ms"]
-    return points
+    points[0] |= {
+        "chosen": "dense" if auto.size == DENSE else str(auto.size),
+        "over_best": max(over[str(size)][0] for size in FIXED), "over_dense": over["dense"][0],
+    }  # fmt: skip
+    return [*points[1:-1], points[0], points[-1]]
 
 
-def timed(models: Sequence[torch.nn.Module], threads: int, rounds: int, time_limit_s: float) -> np.ndarray:
-    """p50 in ms, (rounds, models); sessions are opened anew for each round."""
-    feed, taken = images(BATCH).numpy(), []
-    for seed in range(rounds):
-        with tempfile.TemporaryDirectory() as folder, sessions_of(models, Path(folder), threads) as sessions:
-            feeds = [{session.inputs[0].name: feed} for session in sessions]
-            seen = compare(sessions, feeds, min_blocks=10, time_limit_s=time_limit_s, seed=seed)
-        taken.append([row.p50_ms for row in seen.models])
-    return np.array(taken)
+def same(choices: Sequence[Choice]) -> list[int]:
+    """For each choice the place, among those that differ, of the first that keeps the same channels."""
+    different: list[Choice] = []
+    places = []
+    for choice in choices:
+        keep = choice.keep_ids()
+        found = next((i for i, one in enumerate(different) if np.array_equal(one.keep_ids(), keep)), len(different))
+        if found == len(different):
+            different.append(choice)
+        places.append(found)
+    return places
+
+
+def ratio_to_auto(seen: Comparison, place: int) -> tuple[float, float, float]:
+    """The time of `auto`, which is the first, over that of the network at `place`, and its 95 % interval."""
+    if place == 0:
+        return 1.0, 1.0, 1.0
+    told = seen.speedups[place - 1]
+    return told.ratio, *told.ci95
+
+
+def timed(models: Sequence[torch.nn.Module], threads: int, time_limit_s: float) -> Comparison:
+    feed = images(BATCH).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = exported(models, Path(folder))
+        feeds = [{onnx.load(path).graph.input[0].name: feed} for path in paths]
+        openers = [functools.partial(open_session, path, device="cpu", threads=threads) for path in paths]
+        return compare_openings(openers, feeds, time_limit_s=time_limit_s)
 
 
 def missed(points: Sequence[Point]) -> list[str]:
@@ -93,17 +120,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="results file; added to where it exists")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--time-limit-s", type=float, default=10.0, help="of one comparison")
+    parser.add_argument("--time-limit-s", type=float, default=60.0, help="of one comparison")
     parser.add_argument(
         "--limit-s", type=float, default=float("inf"), help="no new case after so many seconds (exit 3)"
     )
     given = parser.parse_args(arguments)
     command = f"python -m benchmarks.alignment --out benchmarks/results/{given.out.name}"
+    for option in ("threads", "time_limit_s"):
+        if (value := getattr(given, option)) != parser.get_default(option):
+            command += f" --{option.replace('_', '-')} {value}"
     torch.set_num_threads(given.threads)
 
     def measure(case: Point) -> list[Point]:
-        return measured(case, given.threads, given.rounds, given.time_limit_s)
+        return measured(case, given.threads, given.time_limit_s)
 
     if not fill(given.out, command, cases(), measure, given.limit_s):
         return EXIT_INCONCLUSIVE

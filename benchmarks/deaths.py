@@ -66,16 +66,22 @@ def images(batch: int) -> Tensor:
     return torch.randn((batch, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
 
 
+def exported(models: Sequence[nn.Module], folder: Path) -> list[Path]:
+    """The networks as ONNX files in `folder`."""
+    paths = [folder / f"{i}.onnx" for i in range(len(models))]
+    for model, path in zip(models, paths, strict=True):
+        onnx_from_torch(model.eval(), images(2), path, opset=OPSET, max_abs_diff=float("inf"), metadata={})
+    return paths
+
+
 @contextmanager
 def sessions_of(models: Sequence[nn.Module], folder: Path, threads: int) -> Iterator[list[Session]]:
     """ONNX Runtime sessions on the CPU of the exported networks; files are written to `folder`."""
     with ExitStack() as stack:
-        opened = []
-        for i, model in enumerate(models):
-            path = folder / f"{i}.onnx"
-            onnx_from_torch(model.eval(), images(2), path, opset=OPSET, max_abs_diff=float("inf"), metadata={})
-            opened.append(stack.enter_context(closing(open_session(path, device="cpu", threads=threads))))
-        yield opened
+        yield [
+            stack.enter_context(closing(open_session(path, device="cpu", threads=threads)))
+            for path in exported(models, folder)
+        ]
 
 
 def fill(

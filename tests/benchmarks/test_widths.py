@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import alignment, residual
 from benchmarks.deaths import Point, deeper, fill, half, inner, with_deaths
+from pipeline.surgery.select import Choice
 
 
 def dead_by_layer(model: nn.Module) -> dict[str, list[int]]:
@@ -50,12 +52,26 @@ def test_auto_is_held_to_the_best_and_to_dense() -> None:
     assert len(alignment.missed([auto(1.04, 0.5), auto(1.0, 1.01)])) == 2
 
 
+def test_multiples_that_leave_the_same_network_are_one_figure() -> None:
+    def keeping(*channels: bool) -> Choice:
+        keep = np.array(channels)
+        return Choice(np.arange(len(keep)), keep, ~keep, [])
+
+    kept = [keeping(True, False), keeping(True, True), keeping(True, False), keeping(False, True), keeping(True, True)]
+    assert alignment.same(kept) == [0, 1, 0, 2, 1]
+
+
 @pytest.mark.slow
 def test_a_case_of_each_is_measured() -> None:
     case: Point = {"model": "resnet18", "deaths": "half, each layer its own", "align": 8}
     points = residual.measured(case, 1, 1.0)
     assert [p["residual"] for p in points] == ["dense", "tied", "untied"] * 2
     assert points[0]["macs"] > points[1]["macs"] > points[2]["macs"]
-    rows = alignment.measured({"model": "mobilenet_v2", "deaths": "half of each layer"}, 1, 1, 1.0)
+    rows = alignment.measured({"model": "mobilenet_v2", "deaths": "half of each layer"}, 1, 1.0)
     assert [p["align"] for p in rows] == ["1", "8", "16", "32", "auto", "dense"]
     assert rows[0]["channels"] <= rows[1]["channels"] <= rows[2]["channels"] <= rows[3]["channels"]
+    for row in rows:
+        assert row["auto_over_low"] <= row["auto_over"] <= row["auto_over_high"]
+    assert rows[4]["auto_over"] == 1.0
+    assert rows[4]["over_best"] == max(row["auto_over"] for row in rows[:4])
+    assert rows[4]["over_dense"] == rows[5]["auto_over"]
