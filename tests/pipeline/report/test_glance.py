@@ -82,7 +82,8 @@ def test_a_function_that_is_not_the_same_is_not_said_to_be(tmp_path: Path) -> No
 
 def test_channels_that_were_cut_during_training_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    told = certificate() | {"groups": [], "training": {"removed": 160, "max_rel_diff": 3e-15, "removals": []}}
+    training = {"removed": 160, "max_rel_diff": 3e-15, "removals": []}
+    told = certificate() | {"evidence": {"by_proof": 0, "by_measurement": 0}, "groups": [], "training": training}
     write_json(run / "30-surgery" / "certificate.json", told)
     found = rows(run)
     assert found["Channels"][1].endswith("kept for alignment; 160 were cut out during training already")

@@ -238,7 +238,7 @@ def test_a_folder_without_stages_is_an_error(tmp_path: Path) -> None:
         ("70-check/check.json", "{", "check.json: Expecting property name"),
         ("70-check/stage.json", "[]", "stage.json: not an object"),
         ("20-demp/history.jsonl", "1\n", "history.jsonl: "),
-        ("30-surgery/certificate.json", "{}", "certificate.json: lacks `groups`"),
+        ("30-surgery/certificate.json", "{}", "certificate.json: lacks `law`"),
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path, file: str, content: str, message: str) -> None:
