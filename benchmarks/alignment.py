@@ -19,16 +19,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 
 from benchmarks.deaths import SIDE, Point, deeper, exported, fill, half, images, ragged, with_deaths
-from pipeline.surgery.align import DENSE, Timing, align_by_timing
+from pipeline.surgery.align import DENSE, Timing, align_by_timing, distinct
 from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.certificate import channel_counts
 from pipeline.surgery.rebuild import rebuild
-from pipeline.surgery.select import Choice, choose
 from pipeline.surgery.trace import trace
 from runtime.backend import open_session
 from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
@@ -52,40 +49,26 @@ def measured(case: Point, threads: int, time_limit_s: float) -> list[Point]:
     network = with_deaths(case["model"], PATTERNS[case["deaths"]])
     analysis = Analysis(trace(network, (torch.zeros(1, 3, SIDE, SIDE),))).run()
     timing = Timing(batch=BATCH, threads=threads, device="cpu")
-    auto, choice, cut = align_by_timing(analysis, images(BATCH), timing)
-    cuts = {"auto": (choice, cut)} | {str(size): choose(analysis, size) for size in FIXED}
-    cuts["dense"] = choose(analysis, DENSE)
-    which = same([kept for kept, _ in cuts.values()])
-    made = [network if name == "dense" else rebuild(analysis, c) for name, (_, c) in cuts.items()]
-    models = [made[which.index(place)] for place in range(max(which) + 1)]
+    auto, _, _ = align_by_timing(analysis, images(BATCH), timing)
+    different = distinct(analysis, {*FIXED, auto.size} - {DENSE})
+    different.sort(key=lambda candidate: auto.size not in candidate.sizes)
+    models = [rebuild(analysis, candidate.cut) for candidate in different]
     seen = timed(models, threads, time_limit_s)
-    over = {name: ratio_to_auto(seen, which[i]) for i, name in enumerate(cuts)}
+    over: dict[str, float] = {}
     points: list[Point] = []
-    for i, (name, (kept, _)) in enumerate(cuts.items()):
+    for name, size in [*((str(size), size) for size in FIXED), ("auto", auto.size), ("dense", DENSE)]:
+        place = next(i for i, candidate in enumerate(different) if size in candidate.sizes)
+        over[name], low, high = ratio_to_auto(seen, place)
         points.append({
-            "align": name, "channels": channel_counts(analysis, kept)["after"],
-            "macs": macs(models[which[i]], (3, SIDE, SIDE)), "batch": BATCH,
-            "p50_ms": seen.models[which[i]].p50_ms, "auto_over": over[name][0],
-            "auto_over_low": over[name][1], "auto_over_high": over[name][2], "openings": seen.protocol["openings"],
+            "align": name, "channels": different[place].channels, "macs": macs(models[place], (3, SIDE, SIDE)),
+            "batch": BATCH, "p50_ms": seen.models[place].p50_ms, "auto_over": over[name],
+            "auto_over_low": low, "auto_over_high": high, "openings": seen.protocol["openings"],
         })  # fmt: skip
-    points[0] |= {
+    points[-2] |= {
         "chosen": "dense" if auto.size == DENSE else str(auto.size),
-        "over_best": max(over[str(size)][0] for size in FIXED), "over_dense": over["dense"][0],
+        "over_best": max(over[str(size)] for size in FIXED), "over_dense": over["dense"],
     }  # fmt: skip
-    return [*points[1:-1], points[0], points[-1]]
-
-
-def same(choices: Sequence[Choice]) -> list[int]:
-    """For each choice the place, among those that differ, of the first that keeps the same channels."""
-    different: list[Choice] = []
-    places = []
-    for choice in choices:
-        keep = choice.keep_ids()
-        found = next((i for i, one in enumerate(different) if np.array_equal(one.keep_ids(), keep)), len(different))
-        if found == len(different):
-            different.append(choice)
-        places.append(found)
-    return places
+    return points
 
 
 def ratio_to_auto(seen: Comparison, place: int) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -162,7 +162,7 @@ def align_by_timing(
     return Alignment(best.sizes[0], rows, backend, device, timing), best.choice, best.cut
 
 
-def distinct(analysis: Analysis, candidates: Sequence[int]) -> list[Candidate]:
+def distinct(analysis: Analysis, candidates: Iterable[int]) -> list[Candidate]:
     """Candidates that keep different channels, the dense network last."""
     found: list[Candidate] = []
     for size in (*sorted(candidates), DENSE):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import alignment, residual
 from benchmarks.deaths import Point, deeper, fill, half, inner, with_deaths
-from pipeline.surgery.select import Choice
 
 
 def dead_by_layer(model: nn.Module) -> dict[str, list[int]]:
@@ -50,15 +48,6 @@ def test_auto_is_held_to_the_best_and_to_dense() -> None:
 
     assert alignment.missed([auto(1.03, 1.0), {"align": "8"}]) == []
     assert len(alignment.missed([auto(1.04, 0.5), auto(1.0, 1.01)])) == 2
-
-
-def test_multiples_that_leave_the_same_network_are_one_figure() -> None:
-    def keeping(*channels: bool) -> Choice:
-        keep = np.array(channels)
-        return Choice(np.arange(len(keep)), keep, ~keep, [])
-
-    kept = [keeping(True, False), keeping(True, True), keeping(True, False), keeping(False, True), keeping(True, True)]
-    assert alignment.same(kept) == [0, 1, 0, 2, 1]
 
 
 @pytest.mark.slow
