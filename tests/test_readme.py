@@ -107,9 +107,10 @@ def test_ci_does_what_contributing_says() -> None:
     checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert script.stat().st_mode & 0o111
-    steps = re.findall(r"^step (\w+) (\d+) ", script.read_text("utf-8"), re.MULTILINE)
-    assert [name for name, _ in steps] == ["test", "demo", "server", "container"]
-    assert sum(int(seconds) for _, seconds in steps) <= 40 * 60
+    text = script.read_text("utf-8")
+    assert re.findall(r"^step (\w+) ", text, re.MULTILINE) == ["test", "demo", "server", "container"]
+    (limit_s,) = re.findall(r"^limit_s=(\d+)$", text, re.MULTILINE)
+    assert int(limit_s) <= 80 * 60, "CI may take 90 minutes; ten are left to say what hung"
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
