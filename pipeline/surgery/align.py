@@ -1,14 +1,16 @@
 """`align: auto`: which multiple channels are kept to is chosen by timing, on the backend at hand.
 
 Fewer channels are not always faster: kernels are written for multiples of some width. So every candidate is cut,
-exported and timed in turn with the others and with the dense network, in several rounds of sessions opened anew: two
-sessions of one file differ by where their memory lies for as long as they live.
+exported and timed in turn with the others and with the dense network, in many short rounds of sessions opened anew: two
+sessions of one file differ by where their memory lies for as long as they live, and a machine stands for seconds in a
+state that favours one network over another (runtime/openings.py).
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
@@ -36,24 +38,27 @@ DENSE = 1 << 30  # more than any layer has: everything stays
 TIE = 0.01  # of two candidates within this share of each other the smaller is chosen
 HOPELESS = 0.1  # a candidate whose fastest launch is so much slower than the best one's median is not timed again
 OPSET = 18
+FEWEST_ROUNDS = 3  # whatever they take
+COMPARISONS = 3  # a choice takes as long as so many comparisons of the check
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How candidates are timed: `batch` images a launch, `rounds` times with new sessions."""
+    """How candidates are timed: `batch` images a launch, at most `rounds` times with new sessions, for about
+    `time_limit_s` in all."""
 
     batch: int = 32
     threads: int = 2
     device: DeviceName = "auto"
-    rounds: int = 3
-    min_blocks: int = 10
-    time_limit_s: float = 10.0
+    rounds: int = 15
+    min_blocks: int = 5
+    time_limit_s: float = 60.0
 
 
 def timing_of(section: config.Check, device: DeviceName) -> Timing:
     """As the check stage measures its gated speedup: CUDA only where ONNX Runtime's build has it."""
     where: DeviceName = "cpu" if device == "cpu" else "auto"
-    return Timing(section.gate_batch, section.threads, where, time_limit_s=float(section.time_limit_s))
+    return Timing(section.gate_batch, section.threads, where, time_limit_s=COMPARISONS * float(section.time_limit_s))
 
 
 @dataclass(frozen=True)
@@ -181,16 +186,17 @@ def time_in_turn(
 ) -> tuple[str, str]:
     """Fill in the rounds; (backend, device) of the sessions."""
     backend = device = ""
+    start, limit_s = time.monotonic(), timing.time_limit_s / timing.rounds
     for done in range(timing.rounds):
         left = hopeful(candidates) if done else list(candidates)
-        if len(left) == 1:
+        if len(left) == 1 or (done >= FEWEST_ROUNDS and time.monotonic() - start > timing.time_limit_s):
             break
         tell(f"align: timing {len(left)} candidates, round {done + 1} of {timing.rounds}")
         turned = left[done % len(left) :] + left[: done % len(left)]
         with ExitStack() as stack:
             sessions = [stack.enter_context(closing(_session(c.path, timing))) for c in turned]
             feeds = [{session.inputs[0].name: feed} for session in sessions]
-            seen = compare(sessions, feeds, min_blocks=timing.min_blocks, time_limit_s=timing.time_limit_s, seed=done)
+            seen = compare(sessions, feeds, min_blocks=timing.min_blocks, time_limit_s=limit_s, seed=done)
             backend, device = sessions[0].backend, sessions[0].device
         for candidate, latency in zip(turned, seen.models, strict=True):
             candidate.rounds.append(latency.p50_ms)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,37 +93,60 @@ def test_only_what_can_still_win_is_timed_again() -> None:
     assert [c.sizes for c in align.hopeful(made)] == [[4], [8]]
 
 
-def test_rounds_turn_the_order_and_leave_the_hopeless_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = {"a": 1.0, "b": 1.05, "c": 4.0, "d": 1.02}
-    orders: list[list[str]] = []
-    closed: list[str] = []
+class Rounds:
+    """Stands for sessions, a comparison of them, and the clock: a launch costs what `cost` says, a round `lasts`."""
 
-    class Named:
-        backend, device, inputs = "pretend", "cpu", (type("Spec", (), {"name": "input"}),)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: dict[str, float], lasts: float = 0.0) -> None:
+        self.cost, self.lasts, self.now = cost, lasts, 100.0
+        self.orders: list[str] = []
+        self.limits: list[float] = []
+        self.closed: list[str] = []
+        monkeypatch.setattr(align, "_session", self._session)
+        monkeypatch.setattr(align, "compare", self._compare)
+        monkeypatch.setattr(align, "time", SimpleNamespace(monotonic=lambda: self.now))
 
-        def __init__(self, path: Path) -> None:
-            self.name = path.name
+    def candidates(self) -> list[Candidate]:
+        made = [candidate(i, i, []) for i in range(len(self.cost))]
+        for one, name in zip(made, self.cost, strict=True):
+            one.path = Path(name)
+        return made
 
-        def close(self) -> None:
-            closed.append(self.name)
+    def _session(self, path: Path, timing: Timing) -> Any:
+        close = partial(self.closed.append, path.name)
+        specs = (SimpleNamespace(name="input"),)
+        return SimpleNamespace(backend="pretend", device="cpu", inputs=specs, name=path.name, close=close)
 
-    def compare(sessions: Sequence[Named], feeds: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+    def _compare(self, sessions: Sequence[Any], feeds: Sequence[Mapping[str, Any]], **options: Any) -> Any:
         assert all(set(feed) == {"input"} for feed in feeds) and options["min_blocks"] == 7
-        orders.append([s.name for s in sessions])
-        rows = [type("Latency", (), {"p50_ms": cost[s.name], "best_ms": cost[s.name]}) for s in sessions]
-        return type("Comparison", (), {"models": rows})
+        self.orders.append("".join(s.name for s in sessions))
+        self.limits.append(options["time_limit_s"])
+        self.now += self.lasts
+        return SimpleNamespace(
+            models=[SimpleNamespace(p50_ms=self.cost[s.name], best_ms=self.cost[s.name]) for s in sessions]
+        )
 
-    monkeypatch.setattr(align, "_session", lambda path, timing: Named(path))
-    monkeypatch.setattr(align, "compare", compare)
-    made = [candidate(i, i, []) for i in range(4)]
-    for one, name in zip(made, "abcd", strict=True):
-        one.path = Path(name)
-    told: list[str] = []
-    where = align.time_in_turn(made, np.zeros(3, np.float32), Timing(rounds=3, min_blocks=7), told.append)
-    assert where == ("pretend", "cpu")
-    assert orders == [["a", "b", "c", "d"], ["b", "d", "a"], ["d", "a", "b"]]
-    assert [len(c.rounds) for c in made] == [3, 3, 1, 3] and sorted(closed) == sorted("".join(map("".join, orders)))
+
+def test_rounds_turn_the_order_and_leave_the_hopeless_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Rounds(monkeypatch, {"a": 1.0, "b": 1.05, "c": 4.0, "d": 1.02})
+    made, told = seen.candidates(), list[str]()
+    timing = Timing(rounds=3, min_blocks=7, time_limit_s=6.0)
+    assert align.time_in_turn(made, np.zeros(3, np.float32), timing, told.append) == ("pretend", "cpu")
+    assert seen.orders == ["abcd", "bda", "dab"] and seen.limits == [2.0, 2.0, 2.0]
+    assert [len(c.rounds) for c in made] == [3, 3, 1, 3] and sorted(seen.closed) == sorted("".join(seen.orders))
     assert told[0] == "align: timing 4 candidates, round 1 of 3" and len(told) == 3
+
+
+@pytest.mark.parametrize(("lasts", "rounds"), [(0.9, 10), (1.0, 10), (1.5, 7), (4.0, 3), (99.0, 3)])
+def test_rounds_end_with_the_time_but_not_before_the_third(
+    monkeypatch: pytest.MonkeyPatch, lasts: float, rounds: int
+) -> None:
+    """10 rounds in 10 s: of 1.5 s each the seventh begins at 9 s and is the last, of 4 s the third at 8."""
+    seen = Rounds(monkeypatch, {"a": 1.0, "b": 1.0}, lasts)
+    made = seen.candidates()
+    align.time_in_turn(
+        made, np.zeros(3, np.float32), Timing(rounds=10, min_blocks=7, time_limit_s=10.0), lambda _: None
+    )
+    assert [len(c.rounds) for c in made] == [rounds, rounds] and set(seen.limits) == {1.0}
 
 
 def test_measured_on_onnx_runtime(tmp_path: Path) -> None:
@@ -175,7 +199,8 @@ def test_the_choice_depends_on_how_it_is_timed() -> None:
     inputs = _timed_in_surgery(Task(auto, images, "auto", Silent()))
     assert set(inputs) == {"timing", "machine", "device"} and inputs["timing"]["gate_batch"] == 32
     section = tree.Check(batch_sizes=(1, 6), gate_batch=6, threads=3, time_limit_s=9)
-    assert timing_of(section, "cuda") == Timing(6, 3, "auto", time_limit_s=9.0)
+    assert timing_of(section, "cuda") == Timing(6, 3, "auto", time_limit_s=27.0)  # three comparisons' worth
+    assert timing_of(tree.Check(), "cpu").time_limit_s == Timing().time_limit_s
     assert timing_of(section, "cpu").device == "cpu"
 
 
