@@ -11,27 +11,22 @@ is more than 3 % slower than the best, or slower than dense.
 
 from __future__ import annotations
 
-import argparse
-import functools
 import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
 import torch
 
-from benchmarks.deaths import SIDE, Point, deeper, exported, fill, half, images, ragged, with_deaths
+from benchmarks.deaths import SIDE, Point, compared, deeper, exported, filled, half, images, ragged, with_deaths
 from pipeline.surgery.align import DENSE, Timing, align_by_timing, distinct
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.trace import trace
-from runtime.backend import open_session
 from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
 from runtime.latency import Comparison
 from runtime.macs import macs
-from runtime.openings import compare_openings
 
 FIXED = (1, 8, 16, 32)
 PATTERNS = {"half of each layer": half, "10 to 90 % with depth": deeper, "20 to 80 % at random": ragged}
@@ -53,7 +48,8 @@ def measured(case: Point, threads: int, time_limit_s: float) -> list[Point]:
     different = distinct(analysis, {*FIXED, auto.size} - {DENSE})
     different.sort(key=lambda candidate: auto.size not in candidate.sizes)
     models = [rebuild(analysis, candidate.cut) for candidate in different]
-    seen = timed(models, threads, time_limit_s)
+    with tempfile.TemporaryDirectory() as folder:
+        seen = compared(exported(models, Path(folder)), BATCH, threads, time_limit_s)
     over: dict[str, float] = {}
     points: list[Point] = []
     for name, size in [*((str(size), size) for size in FIXED), ("auto", auto.size), ("dense", DENSE)]:
@@ -79,15 +75,6 @@ def ratio_to_auto(seen: Comparison, place: int) -> tuple[float, float, float]:
     return told.ratio, *told.ci95
 
 
-def timed(models: Sequence[torch.nn.Module], threads: int, time_limit_s: float) -> Comparison:
-    feed = images(BATCH).numpy()
-    with tempfile.TemporaryDirectory() as folder:
-        paths = exported(models, Path(folder))
-        feeds = [{onnx.load(path).graph.input[0].name: feed} for path in paths]
-        openers = [functools.partial(open_session, path, device="cpu", threads=threads) for path in paths]
-        return compare_openings(openers, feeds, time_limit_s=time_limit_s)
-
-
 def missed(points: Sequence[Point]) -> list[str]:
     """Where `auto` broke its promise."""
     found = []
@@ -100,26 +87,10 @@ def missed(points: Sequence[Point]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="results file; added to where it exists")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--time-limit-s", type=float, default=60.0, help="of one comparison")
-    parser.add_argument(
-        "--limit-s", type=float, default=float("inf"), help="no new case after so many seconds (exit 3)"
-    )
-    given = parser.parse_args(arguments)
-    command = f"python -m benchmarks.alignment --out benchmarks/results/{given.out.name}"
-    for option in ("threads", "time_limit_s"):
-        if (value := getattr(given, option)) != parser.get_default(option):
-            command += f" --{option.replace('_', '-')} {value}"
-    torch.set_num_threads(given.threads)
-
-    def measure(case: Point) -> list[Point]:
-        return measured(case, given.threads, given.time_limit_s)
-
-    if not fill(given.out, command, cases(), measure, given.limit_s):
+    out = filled("alignment", __doc__, arguments, 60.0, cases(), measured)
+    if out is None:
         return EXIT_INCONCLUSIVE
-    broken = missed(json.loads(given.out.read_text("utf-8"))["points"])
+    broken = missed(json.loads(out.read_text("utf-8"))["points"])
     for text in broken:
         print(f"missed: {text}", file=sys.stderr)
     return EXIT_GATE_FAILED if broken else EXIT_PASS

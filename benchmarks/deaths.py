@@ -1,4 +1,4 @@
-"""Networks of torchvision with dead channels in known patterns, and sessions of what is left of them.
+"""Networks of torchvision with dead channels in known patterns, and the latency of what is left of them.
 
 Weights are random, of variance 2 / fan-in; a channel dies by a scale and shift of zero in its batch normalisation.
 Latency depends on widths, not on values.
@@ -6,27 +6,33 @@ Latency depends on widths, not on values.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import build
 from export.files import write_json
 from export.onnx_from_torch import onnx_from_torch
-from runtime.backend import Session, open_session
+from runtime.backend import open_session
 from runtime.device import environment
+from runtime.latency import Comparison
+from runtime.openings import compare_openings
 
 SIDE = 128
 OPSET = 18
 Point = dict[str, Any]
 Share = Callable[[float, bool, torch.Generator], float]
 """Of a layer's depth (0 first, 1 last), whether it writes to a residual stream, and a generator: what share dies."""
+Measured = Callable[[Point, int, float], list[Point]]
+"""Of a case, threads, and the seconds that one comparison may take: its points."""
 
 
 def half(depth: float, in_stream: bool, generator: torch.Generator) -> float:
@@ -74,14 +80,12 @@ def exported(models: Sequence[nn.Module], folder: Path) -> list[Path]:
     return paths
 
 
-@contextmanager
-def sessions_of(models: Sequence[nn.Module], folder: Path, threads: int) -> Iterator[list[Session]]:
-    """ONNX Runtime sessions on the CPU of the exported networks; files are written to `folder`."""
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(closing(open_session(path, device="cpu", threads=threads)))
-            for path in exported(models, folder)
-        ]
+def compared(paths: Sequence[Path], batch: int, threads: int, time_limit_s: float) -> Comparison:
+    """The exported networks in ONNX Runtime on the CPU, in turn and over many openings; speedups are over the first."""
+    feed = images(batch).numpy()
+    feeds = [{onnx.load(path).graph.input[0].name: feed} for path in paths]
+    openers = [partial(open_session, path, device="cpu", threads=threads) for path in paths]
+    return compare_openings(openers, feeds, time_limit_s=time_limit_s)
 
 
 def fill(
@@ -103,3 +107,35 @@ def fill(
             out, {"schema": 1, "command": command, "environment": environment(), "n": len(points), "points": points}
         )
     return True
+
+
+def filled(
+    name: str,
+    document: str,
+    arguments: Sequence[str] | None,
+    limit_s: float,
+    cases: Sequence[Point],
+    measured: Measured,
+) -> Path | None:
+    """The command line of a benchmark of cases: its results file, None where its time was over before the last case.
+
+    `limit_s`: default time limit of one comparison. What differs from the defaults stands in the recorded command.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=document.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="results file; added to where it exists")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--time-limit-s", type=float, default=limit_s, help="of one comparison")
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), help="no new case after so many seconds (then exit 3)"
+    )
+    given = parser.parse_args(arguments)
+    command = f"{parser.prog} --out benchmarks/results/{given.out.name}"
+    for option in ("threads", "time_limit_s"):
+        if (value := getattr(given, option)) != parser.get_default(option):
+            command += f" --{option.replace('_', '-')} {value:g}"
+    torch.set_num_threads(given.threads)
+
+    def measure(case: Point) -> list[Point]:
+        return measured(case, given.threads, given.time_limit_s)
+
+    return given.out if fill(given.out, command, cases, measure, given.limit_s) else None

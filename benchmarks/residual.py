@@ -3,13 +3,12 @@
     python -m benchmarks.residual --out benchmarks/results/residual.cpu.json
 
 Tied: a channel of the stream goes only if it is dead at every layer that writes to it. Untied: each block keeps its own
-width, and index selections fit it to the stream. Both are timed in one paired comparison, with the dense network.
-Cases that the file has already are not measured again.
+width, and index selections fit it to the stream. Both are timed in one paired comparison, with the dense network, and
+over many openings (runtime/openings.py). Cases that the file has already are not measured again.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,11 +16,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.deaths import SIDE, Point, fill, half, images, inner, sessions_of, with_deaths
+from benchmarks.deaths import SIDE, Point, compared, exported, filled, half, inner, with_deaths
 from pipeline.surgery import shrink
-from runtime.backend import Session
 from runtime.errors import EXIT_INCONCLUSIVE, EXIT_PASS
-from runtime.latency import compare
 from runtime.macs import macs
 
 PATTERNS = {
@@ -49,44 +46,33 @@ def measured(case: Point, threads: int, time_limit_s: float) -> list[Point]:
     networks = {"dense": dense, "tied": tied.model, "untied": untied.model}
     counts = {name: macs(network, (3, SIDE, SIDE)) for name, network in networks.items()}
     points: list[Point] = []
-    with tempfile.TemporaryDirectory() as folder, sessions_of([*networks.values()], Path(folder), threads) as sessions:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = exported([*networks.values()], Path(folder))
         for batch in BATCHES:
-            for name, row in zip(networks, timed(sessions, batch, time_limit_s), strict=True):
+            for name, row in zip(networks, timed(paths, batch, threads, time_limit_s), strict=True):
                 sizes = {"params": sum(p.numel() for p in networks[name].parameters()), "macs": counts[name]}
                 share_left = {"macs_pct": 100 * counts[name] / counts["dense"]}
                 points.append({"residual": name, "batch": batch, **sizes, **share_left, **row})
     return points
 
 
-def timed(sessions: Sequence[Session], batch: int, time_limit_s: float) -> list[Point]:
+def timed(paths: Sequence[Path], batch: int, threads: int, time_limit_s: float) -> list[Point]:
     """Latency of dense, tied, untied in turn. `speedup`: dense over this one, with its 95 % interval; of the untied
     network `over_tied` too: tied over untied, from a comparison of the two alone."""
-    feeds = [{session.inputs[0].name: images(batch).numpy()} for session in sessions]
-    seen = compare(sessions, feeds, time_limit_s=time_limit_s)
-    rows: list[Point] = [{"p50_ms": row.p50_ms, "p95_ms": row.p95_ms, "launches": row.n} for row in seen.models]
+    seen = compared(paths, batch, threads, time_limit_s)
+    rows: list[Point] = [
+        {"p50_ms": row.p50_ms, "p95_ms": row.p95_ms, "samples": row.n, "openings": seen.protocol["openings"]}
+        for row in seen.models
+    ]
     for row, found in zip(rows[1:], seen.speedups, strict=True):
         row["speedup"], (row["speedup_low"], row["speedup_high"]) = found.ratio, found.ci95
-    (pair,) = compare(sessions[1:], feeds[1:], time_limit_s=time_limit_s).speedups
+    (pair,) = compared(paths[1:], batch, threads, time_limit_s).speedups
     rows[2]["over_tied"], (rows[2]["over_tied_low"], rows[2]["over_tied_high"]) = pair.ratio, pair.ci95
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.residual", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="results file; added to where it exists")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--time-limit-s", type=float, default=10.0, help="of one comparison")
-    parser.add_argument(
-        "--limit-s", type=float, default=float("inf"), help="no new case after so many seconds (exit 3)"
-    )
-    given = parser.parse_args(arguments)
-    command = f"python -m benchmarks.residual --out benchmarks/results/{given.out.name}"
-    torch.set_num_threads(given.threads)
-
-    def measure(case: Point) -> list[Point]:
-        return measured(case, given.threads, given.time_limit_s)
-
-    return EXIT_PASS if fill(given.out, command, cases(), measure, given.limit_s) else EXIT_INCONCLUSIVE
+    return EXIT_PASS if filled("residual", __doc__, arguments, 30.0, cases(), measured) else EXIT_INCONCLUSIVE
 
 
 if __name__ == "__main__":

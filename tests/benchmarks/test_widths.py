@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import alignment, residual
-from benchmarks.deaths import Point, deeper, fill, half, inner, with_deaths
+from benchmarks.deaths import Point, deeper, fill, filled, half, inner, with_deaths
 
 
 def dead_by_layer(model: nn.Module) -> dict[str, list[int]]:
@@ -42,6 +43,28 @@ def test_cases_that_are_there_are_not_measured_again(tmp_path: Path) -> None:
     assert not fill(out, "command", [*cases, {"model": "c"}], measure, 0.0) and asked == cases
 
 
+def test_the_recorded_command_is_the_one_that_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, asked = list[int](), list[tuple[int, float]]()
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+
+    def measured(case: Point, count: int, limit_s: float) -> list[Point]:
+        asked.append((count, limit_s))
+        return [{"figure": 1.0}]
+
+    def command(name: str, *words: str) -> str:
+        out = tmp_path / name
+        assert filled("residual", "About.\nMore.", ["--out", str(out), *words], 30.0, [{"model": "a"}], measured) == out
+        told: str = json.loads(out.read_text())["command"]
+        return told
+
+    assert command("a.json") == "python -m benchmarks.residual --out benchmarks/results/a.json"
+    told = command("b.json", "--threads", "3", "--time-limit-s", "180", "--limit-s", "9")
+    assert told == "python -m benchmarks.residual --out benchmarks/results/b.json --threads 3 --time-limit-s 180"
+    assert asked == [(2, 30.0), (3, 180.0)] and threads == [2, 3]
+    words = ["--out", str(tmp_path / "c.json"), "--limit-s", "-1"]
+    assert filled("residual", "About.", words, 30.0, [{"model": "a"}], measured) is None and len(asked) == 2
+
+
 def test_auto_is_held_to_the_best_and_to_dense() -> None:
     def auto(over_best: float, over_dense: float) -> Point:
         return {"model": "m", "deaths": "half", "align": "auto", "over_best": over_best, "over_dense": over_dense}
@@ -55,7 +78,8 @@ def test_a_case_of_each_is_measured() -> None:
     case: Point = {"model": "resnet18", "deaths": "half, each layer its own", "align": 8}
     points = residual.measured(case, 1, 1.0)
     assert [p["residual"] for p in points] == ["dense", "tied", "untied"] * 2
-    assert points[0]["macs"] > points[1]["macs"] > points[2]["macs"]
+    assert points[0]["macs"] > points[1]["macs"] > points[2]["macs"] and points[0]["openings"] >= 5
+    assert all(p["over_tied_low"] <= p["over_tied"] <= p["over_tied_high"] for p in points[2::3])
     rows = alignment.measured({"model": "mobilenet_v2", "deaths": "half of each layer"}, 1, 1.0)
     assert [p["align"] for p in rows] == ["1", "8", "16", "32", "auto", "dense"]
     assert rows[0]["channels"] <= rows[1]["channels"] <= rows[2]["channels"] <= rows[3]["channels"]
