@@ -136,3 +136,20 @@ def test_the_guide_to_your_own_network_works(tmp_path: Path, monkeypatch: pytest
     assert config.model.name == "my_net:build"
     assert network(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
     assert next(network.parameters()).shape[0] == 64  # model.args
+
+
+def test_the_guide_to_surgery_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from torchvision.models import resnet18
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = resnet18(num_classes=4).eval()
+    model.layer1[0].bn1.weight.data[:10], model.layer1[0].bn1.bias.data[:10] = 0.0, 0.0
+    (code,) = blocks(ROOT / "docs" / "surgery.md", "python")
+    told = {"torch": torch, "model": model}
+    exec(code, told)
+    again = told["again"]
+    assert again.get_parameter("layer1.0.conv1.weight").shape[0] == 54
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(again(images), told["compact"].model(images))

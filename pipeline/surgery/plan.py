@@ -215,10 +215,11 @@ def plan_before(model: nn.Module) -> Plan | None:
     return model.meta.get(META) if isinstance(model, fx.GraphModule) else None
 
 
-def save_compact(compact: Compact, folder: Path, source: Source | None = None) -> None:
+def save_compact(compact: Compact, folder: Path | str, source: Source | None = None) -> None:
     """Write plan.json, weights.safetensors and certificate.json; with `source`, `load_compact` builds the network."""
     from pipeline.models import save_weights
 
+    folder = Path(folder)
     plan = compact.plan if source is None else compact.plan.model_copy(update={"source": source})
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(compact.model, folder / WEIGHTS)
