@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.copies import deep_copy, modules_by_path
+from pipeline.surgery.double import CONSTANT, Double, in_double, widened
 from pipeline.surgery.trace import Recorded, Traced, erase_unread
 from pipeline.surgery.tracer import OPAQUE
 from runtime.errors import UserError
@@ -96,24 +97,21 @@ def evaluated(module: fx.GraphModule, nodes: list[fx.Node]) -> dict[fx.Node, Any
             found: Any = module
             for part in str(node.target).split("."):
                 found = getattr(found, part)
-            values[node] = doubled(found.detach().clone()) if isinstance(found, Tensor) else found
+            constant = not isinstance(found, Tensor) or str(node.target).startswith(CONSTANT)
+            values[node] = found if constant else widened(found.detach().clone())
         return values[node]
 
     for node in nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-        args, kwargs = fx.node.map_aggregate((args, kwargs), lambda x: torch.float64 if x is torch.float32 else x)
-        match node.op:
-            case "call_function":
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            case "call_method":
-                values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            case _:
-                values[node] = deep_copy(module.get_submodule(str(node.target))).double().eval()(*args, **kwargs)
+        with Double():
+            match node.op:
+                case "call_function":
+                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                case "call_method":
+                    values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                case _:
+                    values[node] = in_double(deep_copy(module.get_submodule(str(node.target)))).eval()(*args, **kwargs)
     return values
-
-
-def doubled(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
 
 
 def replaced(traced: Traced, chosen: set[str], inside: list[fx.Node]) -> Traced:

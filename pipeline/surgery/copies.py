@@ -147,6 +147,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind is tuple and _SIMPLE.issuperset(map(type, value)):
         return value
-    if (kind is list or not value) and kind in _CONTAINERS and _SIMPLE.issuperset(map(type, value)):
+    if kind in _CONTAINERS and (kind is list or not value) and _SIMPLE.issuperset(map(type, value)):
         return memo.setdefault(id(value), kind(value))
     return value if isinstance(value, _PLAIN) else copy.deepcopy(value, memo)

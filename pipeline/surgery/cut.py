@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.analysis import Analysis, leaves
 from pipeline.surgery.labels import Ids, Labels, LayoutError
 from pipeline.surgery.ledger import Flags, Floats
+from pipeline.surgery.sizes import counts_images
 
 
 class Cut:
@@ -71,14 +72,29 @@ class Cut:
         self.calls[node] = (target, args, kwargs or {})
 
     def freeze_numbers(self, node: fx.Node) -> None:
-        """Numbers that the code computes from widths keep the values they had (a scale of 1 / sqrt(width), say)."""
+        """Numbers that the code computes from widths keep the values they had (a scale of 1 / sqrt(width), say).
+
+        One that depends on the number of images too has no value to keep: LayoutError names the channels counted.
+        """
         changed = set()
         for n in node.all_input_nodes:
             val = n.meta.get("val")
             if isinstance(val, int | float | torch.Size | tuple) and not _same(self.env[n], self.analysis.env[n]):
                 changed.add(n)
+                if counts_images(n):
+                    raise LayoutError(f"{n.name} is computed from widths and the number of images", self.widths(n))
         if changed:
             self.numbers[node] = changed
+
+    def widths(self, node: fx.Node) -> Ids:
+        """The channels of the tensors whose sizes a number comes from."""
+        found, todo = [], list(node.all_input_nodes)
+        while todo:
+            n = todo.pop()
+            labels = leaves(self.analysis.env[n])
+            found += [x.all_ids() for x in labels]
+            todo += [] if labels else n.all_input_nodes
+        return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def attribute(self, name: str | None) -> fx.Node | str | None:
         """A stand-in for a parameter in rewritten arguments; resolved when the graph is rebuilt."""

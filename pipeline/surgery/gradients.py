@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.cut import Cut
+from pipeline.surgery.double import Double, in_double, widened
 from pipeline.surgery.entries import cut_tensor
 from pipeline.surgery.labels import Ids, Labels
 from pipeline.surgery.law import flat
@@ -42,7 +43,7 @@ def step_of(model: nn.Module, batch: tuple[Tensor, ...], seed: int = 0) -> Step:
     Modules frozen in eval mode stay so when the network as a whole is training. Parameters that are not trained get
     gradients too: they tell whether the channels they read are zero.
     """
-    probe = copy.deepcopy(model).to(torch.float64)
+    probe = in_double(copy.deepcopy(model))
     if not probe.training:
         probe.train()
     for module in probe.modules():
@@ -52,7 +53,8 @@ def step_of(model: nn.Module, batch: tuple[Tensor, ...], seed: int = 0) -> Step:
         parameter.grad = None
         parameter.requires_grad_(True)
     with torch.enable_grad():
-        made = flat(probe(*(x.to(torch.float64) if x.is_floating_point() else x for x in batch)))
+        with Double():
+            made = flat(probe(*map(widened, batch)))
         generator = torch.Generator().manual_seed(seed)
         random = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in made]
         torch.autograd.backward(made, random)

@@ -13,8 +13,10 @@ from torch.utils import _pytree as pytree
 
 from pipeline.surgery.copies import deep_copy
 from pipeline.surgery.cut import Cut
+from pipeline.surgery.double import Double, in_double, widened
 from pipeline.surgery.labels import Labels, LayoutError, positions
 from pipeline.surgery.rebuild import rebuild
+from pipeline.surgery.tracer import first_line
 from runtime.errors import UserError
 
 
@@ -64,7 +66,7 @@ def anything_held(cut: Cut) -> bool:
 
 def doubled(module: nn.Module) -> nn.Module:
     """A float64 copy in eval mode."""
-    return deep_copy(module).to(torch.float64).eval()
+    return in_double(deep_copy(module)).eval()
 
 
 def fresh_inputs(example: Sequence[Tensor], batch: int, seed: int) -> tuple[Tensor, ...]:
@@ -104,7 +106,7 @@ def check_law(
     traced = cut.analysis.traced
     sets = [(f"random, batch {b}", fresh_inputs(traced.example_inputs, b, seed + b)) for b in (2, 3)]
     sets += [(f"real, batch {len(r[0])}", r) for r in real]
-    wide = [(name, tuple(t.to(torch.float64) if t.is_floating_point() else t for t in x)) for name, x in sets]
+    wide = [(name, tuple(map(widened, x))) for name, x in sets]
     wanted = answers(doubled(original), wide)  # before the next copy is made: these are large
     reference = doubled(traced.module)
     for name, exact in traced.computed.items():
@@ -115,21 +117,41 @@ def check_law(
     held = Held(reference, cut, names) if anything_held(cut) else None  # type: ignore[arg-type]
     worst = 0.0
     for (name, x), answer in zip(wide, wanted, strict=True):
-        if held is not None:
-            drift = relative(reference(*x), answer)
-            if drift > tolerance:
-                raise _broken("the traced network", drift, name, "the network's own forward", tolerance)
-        difference = relative(small(*x), answer if held is None else held.run(*x))
-        if not difference <= tolerance:
-            where = first_difference(reference, small, cut, x, tolerance)  # type: ignore[arg-type]
-            raise _broken("the compact network", difference, name, where, tolerance)
+        with Double():
+            if held is not None:
+                drift = relative(reference(*x), answer)
+                if drift > tolerance:
+                    raise _broken("the traced network", drift, name, "the network's own forward", tolerance)
+            difference = relative(_ran(small, x, name), answer if held is None else held.run(*x))
+            if not difference <= tolerance:
+                where = first_difference(reference, small, cut, x, tolerance)  # type: ignore[arg-type]
+                raise _broken("the compact network", difference, name, where, tolerance)
         worst = max(worst, difference)
     return Law(worst, tolerance, tuple(n for n, _ in sets), held is not None)
 
 
 def answers(model: nn.Module, sets: Sequence[tuple[str, tuple[Tensor, ...]]]) -> list[Any]:
-    """What the network answers to each set of inputs."""
-    return [model(*inputs) for _, inputs in sets]
+    """What the network answers to each set of inputs, in float64; UserError where it cannot."""
+    try:
+        with Double():
+            return [model(*inputs) for _, inputs in sets]
+    except Exception as error:  # whatever code of the user raises
+        raise UserError(
+            f"the network raises in float64: {first_line(error)}",
+            "a network that can be computed in float64, in which the law is checked",
+            "let its code take float64, or call shrink(..., verify=False), which checks nothing",
+        ) from error
+
+
+def _ran(compact: nn.Module, x: tuple[Tensor, ...], inputs: str) -> Any:
+    """The compact network's answer; UserError where it raises on inputs of this size."""
+    try:
+        return compact(*x)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"the compact network raises on {inputs} inputs: {first_line(error)}",
+            "a network that takes any number of images", "nothing was written; report it with the network's code",
+        ) from error  # fmt: skip
 
 
 def _demand_rounded(exact: nn.Module, compact: nn.Module) -> None:

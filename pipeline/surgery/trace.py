@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
+from torch.utils import _pytree as pytree
 
 from pipeline.surgery.assembly import take_over
 from pipeline.surgery.attention import OpenAttention
@@ -82,32 +83,39 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     modules = modules_by_path(root, every=True)
     _follow_aliases(graph, modules)
     erase_unread(graph, modules)
-    if any(node.target in tracer.constants for node in graph.nodes):
+    made = any(node.target in tracer.constants for node in graph.nodes)
+    if made:
         root = shallow_copy(model)
         for name, tensor in tracer.constants.items():
             root.register_buffer(name, tensor)
-        if not any_batch(graph, twin, tracer.constants, example_inputs):
-            frozen = f"{type(model).__name__} makes tensors for one batch size"
-            root = nn.Module()
-            root.add_module("network", model)
-            graph = _one_node(example_inputs, frozen)
+    if (made or tracer.settled) and frozen is None and not any_batch(graph, twin, tracer.constants, example_inputs):
+        frozen = f"{type(model).__name__} {'makes tensors' if made else 'computes'} for one batch size"
+        root = nn.Module()
+        root.add_module("network", model)
+        graph = _one_node(example_inputs, frozen)
     return Traced(Recorded(root, graph, type(model).__name__), example_inputs, frozen)
 
 
 def any_batch(
     graph: fx.Graph, twin: nn.Module, constants: dict[str, Tensor], example_inputs: tuple[Tensor, ...]
 ) -> bool:
-    """Whether the graph takes one image more: tensors that forward makes may have the size of the batch they saw."""
+    """Whether the graph takes one image more, and answers to it: forward may have made tensors of the size of the
+    batch it saw, or gone through its images one by one."""
     if any(OPAQUE in node.meta for node in graph.nodes):
         return True  # its inside does not run on meta tensors; the law is held at several batch sizes
     for name, tensor in constants.items():
         setattr(twin, name, tensor.to("meta"))
     more = [torch.empty((len(x) + 1, *x.shape[1:]), dtype=x.dtype, device="meta") for x in example_inputs]
     try:
-        Recorded(twin, graph, "twin")(*more)
-    except (RuntimeError, TypeError, ValueError):
+        with torch.device("meta"):  # where forward makes tensors from sizes, too
+            made = pytree.tree_leaves(Recorded(twin, graph, "twin")(*more))
+    except (RuntimeError, TypeError, ValueError, IndexError):
         return False
-    return True
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    seen = pytree.tree_leaves(fx.node.map_arg(output.args[0], lambda node: node.meta["val"]))
+    shapes = [[x.shape[:1] for x in leaves if isinstance(x, Tensor)] for leaves in (seen, made)]
+    count = (len(example_inputs[0]),)
+    return len(shapes[0]) == len(shapes[1]) and all(b != a for a, b in zip(*shapes, strict=True) if a == count)
 
 
 def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from torch.utils import _pytree as pytree
 from pipeline.surgery.assembly import add_node
 from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import deep_copy, modules_by_path, named_tensors
+from pipeline.surgery.double import CONSTANT
 from pipeline.surgery.shapes import CONFIGURED, SHAPE_KEPT, Shapes
+from pipeline.surgery.sizes import sizes_followed
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
 PATH_DROPS = ("StochasticDepth", "DropPath")
@@ -36,6 +39,9 @@ OPAQUE = "opaque"  # node.meta key: why the node's inside is not known
 
 class ConcreteAttribute(fx.proxy.Attribute):
     """An attribute of one, such as a shape."""
+
+    def __len__(self) -> int:
+        return len(self.node.meta["val"])
 
     def __iter__(self) -> Iterator[Any]:
         return self.tracer.iter(self)
@@ -54,16 +60,22 @@ class ConcreteProxy(fx.Proxy):
         return self.tracer.iter(self)
 
     def __len__(self) -> int:
-        return len(self.node.meta["val"])
+        return len(self._known())
 
     def __index__(self) -> int:
-        return operator.index(self.node.meta["val"])
+        return operator.index(self._known())
 
     def __int__(self) -> int:
-        return int(self.node.meta["val"])
+        return int(self._known())
 
     def __float__(self) -> float:
-        return float(self.node.meta["val"])
+        return float(self._known())
+
+    def _known(self) -> Any:
+        """The value, which the graph will hold as it is here, for any number of images."""
+        tracer: Any = self.tracer
+        tracer.settled = True
+        return self.node.meta["val"]
 
     def __iadd__(self, other: Any) -> Any:
         return self._in_place(operator.iadd, operator.add, other)
@@ -106,6 +118,7 @@ class ShapeTracer(fx.Tracer):
         self._inputs = [x.to("meta") for x in example_inputs]
         self._cached: dict[str, Any] = {}
         self._executing = False
+        self.settled = False  # whether forward took a number or a count from a proxy, which may be of images
         self._shapes = Shapes()
         self._modules: dict[str, nn.Module] = {}
         self._names: dict[Tensor, str] = {}
@@ -115,7 +128,8 @@ class ShapeTracer(fx.Tracer):
         self._modules = modules_by_path(root)
         self._names = {tensor: name for name, tensor in reversed(named_tensors(self._modules))}  # the first name counts
         try:
-            return super().trace(root, concrete_args)
+            with sizes_followed(namespaces(self._modules.values())):
+                return super().trace(root, concrete_args)
         finally:  # what fx patched refers to the tracer in a circle, which must not keep the twin alive
             self.root, self._modules, self._names = nn.Module(), {}, {}
 
@@ -147,6 +161,8 @@ class ShapeTracer(fx.Tracer):
             return tuple(map(self.create_arg, a))
         if type(a) in _NUMBERS or (type(a) is dict and not a):
             return a
+        if isinstance(a, Tensor) and not self.tensor_attrs.get(a, CONSTANT).startswith(CONSTANT):
+            del self.tensor_attrs[a]  # an attribute that is no buffer: fx gives it a name that the network does not use
         node = super().create_arg(a)
         if isinstance(node, fx.Node) and isinstance(a, Tensor) and "val" not in node.meta:
             node.meta["val"] = a.detach().to("meta")
@@ -185,7 +201,7 @@ class ShapeTracer(fx.Tracer):
         elif kind != "output":
             self._executing = True
             try:
-                proxy.node.meta["val"] = self._execute(proxy.node)
+                proxy.node.meta["val"] = on_meta(self._execute(proxy.node))
             finally:
                 self._executing = False
         return proxy
@@ -195,6 +211,7 @@ class ShapeTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         indexable: Any = obj
+        self.settled |= isinstance(obj.node.meta["val"], Tensor)
         return iter([indexable[i] for i in range(len(obj.node.meta["val"]))])
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -246,6 +263,21 @@ class ShapeTracer(fx.Tracer):
             case _:
                 value_of = operator.attrgetter(str(node.target))(self.root)
                 return value_of.detach().to("meta") if isinstance(value_of, Tensor) else value_of
+
+
+def namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """Those of the Python modules that the networks' own classes are written in."""
+    names = {type(m).__module__ for m in modules}
+    return [vars(sys.modules[n]) for n in names if n in sys.modules and not n.startswith("torch.")]
+
+
+def on_meta(made: Any) -> Any:
+    """A call's result with its tensors on meta: a tensor made from sizes alone is not there by itself."""
+    if isinstance(made, Tensor):
+        return made if made.is_meta else made.to("meta")
+    if isinstance(made, tuple | list):
+        return pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, made)
+    return made
 
 
 def first_line(error: BaseException) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor, fx
 
 from pipeline.surgery.analysis import Analysis, Recast, Result, Rule, Value, leaves, unlabelled
-from pipeline.surgery.labels import Field, Ids, Labels, LayoutError
+from pipeline.surgery.labels import Field, Labels, LayoutError
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -92,20 +91,9 @@ def _again(node: fx.Node) -> Recast:
         try:
             return node.target(*args, **kwargs)  # type: ignore[operator]
         except ArithmeticError as error:  # a width smaller than what the code divides it by
-            raise LayoutError(f"{node.name} cannot be computed ({error})", _widths(cut, node)) from None
+            raise LayoutError(f"{node.name} cannot be computed ({error})", cut.widths(node)) from None
 
     return recast
-
-
-def _widths(cut: Cut, node: fx.Node) -> Ids:
-    """The channels of the tensors whose sizes a number comes from."""
-    found, todo = [], list(node.all_input_nodes)
-    while todo:
-        n = todo.pop()
-        labels = leaves(cut.analysis.env[n])
-        found += [x.all_ids() for x in labels]
-        todo += [] if labels else n.all_input_nodes
-    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def _of_labels(x: Any, name: str, *args: Any, val: Any) -> Value:

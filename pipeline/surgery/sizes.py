@@ -1,0 +1,88 @@
+"""Sizes in forward: those given one by one (`torch.zeros(len(x), 4)`), `len(x)`, and numbers that count images."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+FACTORIES = ("zeros", "ones", "empty", "rand", "randn")
+UNCOUNTED = ("dim", "ndimension", "element_size", "is_floating_point")
+METHODS = ("expand", "repeat", "tile", "view", "reshape", "new_zeros", "new_ones", "new_empty")
+
+
+@contextmanager
+def sizes_followed(code: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Within it, sizes that are proxies reach PyTorch, and `len(x)` is one in the namespaces `code`.
+
+    Functions that make tensors, and methods of tensors, look for proxies in a tuple of sizes; one by one they raise. A
+    proxy's own methods take sizes either way.
+    """
+    originals = {name: getattr(torch, name) for name in FACTORIES}
+    ours = [names for names in code if "len" not in names]
+    try:
+        for names in ours:
+            names["len"] = _length
+        for name, original in originals.items():
+            setattr(torch, name, _together(original, 0))
+        for name in METHODS:
+            setattr(Tensor, name, _together(getattr(Tensor, name), 1))
+        yield
+    finally:
+        for names in ours:
+            del names["len"]
+        for name, original in originals.items():
+            setattr(torch, name, original)
+        for name in METHODS:
+            if name in vars(Tensor):
+                delattr(Tensor, name)  # what its base class has is seen again
+
+
+def _length(x: Any) -> Any:
+    """`len(x)`; of a tensor that is traced, a proxy of its first size."""
+    return x.size(0) if isinstance(x, fx.Proxy) and isinstance(x.node.meta["val"], Tensor) else len(x)
+
+
+def _together(function: Callable[..., Any], first: int) -> Callable[..., Any]:
+    """`function` with its positional arguments from `first` on as one tuple where one is the proxy of a number."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        sizes = args[first:]
+        if any(isinstance(size, fx.Proxy) and isinstance(size.node.meta["val"], int) for size in sizes):
+            return function(*args[:first], sizes, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def counts_images(node: fx.Node) -> bool:
+    """Whether a number comes from the first size of an activation, alone or as one of all its sizes."""
+    todo = [node]
+    while todo:
+        n = todo.pop()
+        source = n.args[0] if n.args else None
+        if not isinstance(source, fx.Node):  # 2 * size
+            todo += n.all_input_nodes
+        elif isinstance(source.meta["val"], Tensor):  # size(), size(1), shape, numel()
+            index = n.args[1:] or tuple(n.kwargs.values())
+            counts = source.op != "get_attr" and n.target not in UNCOUNTED
+            if counts and _has_first(index, len(source.meta["val"].shape)):
+                return True
+        elif isinstance(source.meta["val"], tuple) and n.target is operator.getitem:
+            if _has_first(n.args[1:], len(source.meta["val"])):
+                todo.append(source)
+        else:
+            todo += n.all_input_nodes
+    return False
+
+
+def _has_first(index: tuple[Any, ...], count: int) -> bool:
+    """Whether the index, none for all, takes the first of `count` entries."""
+    which = index[0] if index else slice(None)
+    return 0 in range(count)[which] if isinstance(which, slice) else which in (0, -count, "shape")

@@ -1,0 +1,131 @@
+"""Tensors that forward makes from sizes, and tensors that a network keeps without registering them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+import torch
+from pytest import mark, raises
+from torch import Tensor
+
+from pipeline.surgery import load_compact, save_compact, shrink
+from pipeline.surgery.sizes import FACTORIES, METHODS, sizes_followed
+from tests.pipeline.surgery.nets_pair import WIDTH, DeadPair
+
+EXAMPLE = (torch.zeros(2, 3, 8, 8),)
+
+
+class Zeros(DeadPair):
+    def between(self, x: Tensor) -> Tensor:
+        return x * (1 + torch.zeros(x.shape[0], 1, 1, x.shape[3]))
+
+
+class Ones(DeadPair):
+    def between(self, x: Tensor) -> Tensor:
+        return x * torch.ones(x.size(0), 1, 1, 1, device=x.device, dtype=x.dtype)
+
+
+class Ramp(DeadPair):
+    def between(self, x: Tensor) -> Tensor:
+        return x * torch.linspace(0, 1, x.shape[-1])
+
+
+class Mesh(DeadPair):
+    def between(self, x: Tensor) -> Tensor:
+        rows, columns = torch.meshgrid(torch.arange(x.shape[2]), torch.arange(x.shape[3]), indexing="ij")
+        return x * (rows + 2 * columns)
+
+
+class Masked(DeadPair):
+    def between(self, x: Tensor) -> Tensor:
+        return x * torch.triu(torch.ones(x.shape[2], x.shape[3]))
+
+
+class Expanded(DeadPair):
+    """A tensor that is neither parameter nor buffer, expanded to the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.rand(1, WIDTH, 1, 1)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x * self.scale.expand(x.shape[0], -1, -1, -1)
+
+
+@mark.parametrize("network", [Zeros, Ones, Ramp, Mesh, Masked, Expanded])
+def test_tensors_made_from_sizes_are_followed(network: type[DeadPair], tmp_path: Path) -> None:
+    model = network()
+    compact = shrink(model, EXAMPLE)
+    assert [f["where"] for f in compact.certificate["frozen"]] == ["output"]
+    assert sum(p.numel() for p in compact.model.parameters()) == DeadPair.BOTH
+    x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(compact.model(x), model(x), rtol=1e-4, atol=1e-4)
+    save_compact(compact, tmp_path)
+    assert torch.equal(load_compact(tmp_path, network())(x), compact.model(x))
+
+
+def test_a_whole_shape_is_a_size_too() -> None:
+    class Whole(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            return x * torch.ones(x.shape)
+
+    assert sum(p.numel() for p in shrink(Whole(), EXAMPLE).model.parameters()) == DeadPair.FIRST
+
+
+def test_functions_are_as_they_were_afterwards() -> None:
+    before = {name: getattr(torch, name) for name in FACTORIES}
+    names: dict[str, object] = {}
+    methods = {name: getattr(Tensor, name) for name in METHODS}
+    with raises(ZeroDivisionError), sizes_followed([names]):
+        assert torch.zeros(2, 3).expand(4, 2, 3).shape == (4, 2, 3)
+        assert torch.zeros is not before["zeros"] and "len" in names
+        raise ZeroDivisionError
+    assert {name: getattr(torch, name) for name in FACTORIES} == before
+    assert {name: getattr(Tensor, name) for name in METHODS} == methods
+    assert not set(METHODS) & set(vars(Tensor)) and not names
+
+
+class Counted(DeadPair):
+    """`len(x)` where a size belongs, and as a number: neither is that of the example."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.view(len(x), len(x[0]), -1).view(x.shape) * len(x)
+
+
+def test_the_length_of_a_tensor_is_no_constant() -> None:
+    compact = shrink(Counted(), EXAMPLE)
+    assert sum(p.numel() for p in compact.model.parameters()) == DeadPair.BOTH
+    assert compact.certificate["law"]["inputs"] == ("random, batch 2", "random, batch 3")
+
+
+@mark.parametrize("batch", [1, 2])
+def test_code_that_goes_through_the_images_is_frozen_as_a_whole(batch: int) -> None:
+    class OneByOne(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            return torch.stack([image * 2 for image in x])
+
+    compact = shrink(OneByOne(), (torch.zeros(batch, 3, 8, 8),))
+    assert "OneByOne computes for one batch size" in [f["reason"] for f in compact.certificate["frozen"]]
+    x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(compact.model(x), OneByOne()(x))
+
+
+@mark.parametrize("count", [lambda x: x.numel(), lambda x: prod(x.shape), lambda x: x.shape[1] * x.size(0)])
+def test_a_number_of_widths_and_images_keeps_the_channels_it_counts(count: Callable[[Tensor], int]) -> None:
+    class Scaled(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            return x * count(x)
+
+    compact = shrink(Scaled(), EXAMPLE)
+    assert sum(p.numel() for p in compact.model.parameters()) == DeadPair.FIRST
+    assert "is computed from widths and the number of images" in str(compact.certificate)
+
+
+def test_a_number_of_widths_alone_keeps_its_value() -> None:
+    class Scaled(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            return x / x.shape[1] + x / prod(x.shape[1:])
+
+    assert sum(p.numel() for p in shrink(Scaled(), EXAMPLE).model.parameters()) == DeadPair.BOTH
