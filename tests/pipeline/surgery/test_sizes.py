@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from pytest import mark, raises
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.surgery import load_compact, save_compact, shrink
 from pipeline.surgery.sizes import FACTORIES, METHODS, sizes_followed
+from runtime.errors import UserError
 from tests.pipeline.surgery.nets_pair import WIDTH, DeadPair
 
 EXAMPLE = (torch.zeros(2, 3, 8, 8),)
@@ -101,10 +102,13 @@ def test_the_length_of_a_tensor_is_no_constant() -> None:
 
 
 @mark.parametrize("batch", [1, 2])
-def test_code_that_goes_through_the_images_is_frozen_as_a_whole(batch: int) -> None:
+@mark.parametrize("images", [list, lambda x: [x[i] for i in range(x.shape[0])]])
+def test_code_that_goes_through_the_images_is_frozen_as_a_whole(
+    images: Callable[[Tensor], list[Tensor]], batch: int
+) -> None:
     class OneByOne(DeadPair):
         def between(self, x: Tensor) -> Tensor:
-            return torch.stack([image * 2 for image in x])
+            return torch.stack([image * 2 for image in images(x)])
 
     compact = shrink(OneByOne(), (torch.zeros(batch, 3, 8, 8),))
     assert "OneByOne computes for one batch size" in [f["reason"] for f in compact.certificate["frozen"]]
@@ -129,3 +133,20 @@ def test_a_number_of_widths_alone_keeps_its_value() -> None:
             return x / x.shape[1] + x / prod(x.shape[1:])
 
     assert sum(p.numel() for p in shrink(Scaled(), EXAMPLE).model.parameters()) == DeadPair.BOTH
+
+
+def test_a_compact_network_that_takes_one_number_of_images_is_told_in_one_line() -> None:
+    class Opaque(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    class OneByOne(DeadPair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.opaque = Opaque()  # runs on no meta tensors, so only the law sees what the loop does
+
+        def between(self, x: Tensor) -> Tensor:
+            return x + torch.stack([self.opaque(x)[i] for i in range(x.shape[0])])
+
+    with raises(UserError, match="the compact network raises on random, batch 3 inputs: The size of tensor"):
+        shrink(OneByOne(), EXAMPLE)
