@@ -41,6 +41,8 @@ class Double(TorchFunctionMode):
         args, kwargs = pytree.tree_map(_wider, given)
         try:
             return (Tensor.double if func in CASTS else func)(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, NotImplementedError) as error:
             return _in_single(func, given, error)
 

@@ -135,6 +135,8 @@ def answers(model: nn.Module, sets: Sequence[tuple[str, tuple[Tensor, ...]]]) ->
     try:
         with Double():
             return [model(*inputs) for _, inputs in sets]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # whatever code of the user raises
         raise UserError(
             f"the network raises in float64: {first_line(error)}",
@@ -147,6 +149,8 @@ def _ran(compact: nn.Module, x: tuple[Tensor, ...], inputs: str) -> Any:
     """The compact network's answer; UserError where it raises on inputs of this size."""
     try:
         return compact(*x)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(
             f"the compact network raises on {inputs} inputs: {first_line(error)}",

@@ -32,6 +32,14 @@ def _(x: Tensor) -> Tensor:
 twice.register_autograd(lambda _, gradient: gradient * 2)
 
 
+@torch.library.custom_op("demport_tests::large", mutates_args=())
+def large(x: Tensor) -> Tensor:
+    """An operator whose float64 does not fit."""
+    if x.dtype == torch.float64:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return x.clone()
+
+
 class Casts(DeadPair):
     def between(self, x: Tensor) -> Tensor:
         y = x.float()
@@ -90,6 +98,19 @@ def test_code_that_refuses_float64_is_told_in_one_line() -> None:
     unchecked = shrink(Refuses(), (torch.zeros(1, 3, 8, 8),), verify=False)
     assert sum(p.numel() for p in unchecked.model.parameters()) == DeadPair.BOTH
     assert not unchecked.certificate["law"]
+
+
+def test_a_lack_of_memory_is_no_operator_without_float64() -> None:
+    class Large(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            if x.dtype == torch.float64:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return x
+
+    with raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        shrink(Large(), (torch.zeros(1, 3, 8, 8),))
+    with Double(), raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        large(torch.ones(2, dtype=torch.float64))
 
 
 def test_casts_of_float64_stay_float64() -> None:
