@@ -66,7 +66,8 @@ def function(report: Report) -> Row:
     if any(gate.name == "max_abs_diff" and gate.status == "fail" for gate in report.verdict.gates):
         answer = "In float64 only: in float32 the difference is beyond its limit"
     more = [
-        f"largest relative difference {numbers.small(cut.law.max_rel_diff)} in float64, largest difference "
+        f"largest relative difference {numbers.small(cut.law.max_rel_diff)} in float64"
+        f"{view.in_single(cut.law.single)}, largest difference "
         f"{numbers.small(cut.max_abs_diff)} in float32"
     ]
     if cut.change is not None:

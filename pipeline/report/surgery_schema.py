@@ -24,12 +24,13 @@ class Evidence(Part):
 
 
 class Law(Part):
-    """compact(x) == dense(x) in float64, measured channels held at zero where `held`."""
+    """compact(x) == dense(x) in float64, measured channels held at zero where `held`; operators `single` in float32."""
 
     max_rel_diff: float
     tolerance: float
     inputs: tuple[str, ...]
     held: bool
+    single: tuple[str, ...] = ()
 
 
 class Confirmation(Part):

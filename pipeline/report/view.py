@@ -172,6 +172,11 @@ def macs_ratio(report: Report) -> float | None:
     return dense / compact if dense and compact else None
 
 
+def in_single(operators: Sequence[str]) -> str:
+    """What is said of operators that the law ran in float32, for they take no float64."""
+    return f" but for {', '.join(operators)}, in float32" if operators else ""
+
+
 def certificate(report: Report) -> list[tuple[str, str]]:
     """What the cut proved, as rows; [] where it was not made."""
     cut, rows = report.surgery, list[tuple[str, str]]()
@@ -181,6 +186,7 @@ def certificate(report: Report) -> list[tuple[str, str]]:
         rows.append(("Law in float64", f"not checked: {cut.reasons['law']}"))
     else:
         held = " (channels measured dead held at zero in it)" if cut.law.held else ""
+        held += in_single(cut.law.single)
         rows += [
             ("Law in float64", f"compact computes what dense computes{held}"),
             ("Largest relative difference", f"{numbers.small(cut.law.max_rel_diff)}, allowed {cut.law.tolerance:g}"),

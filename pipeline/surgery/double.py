@@ -26,8 +26,12 @@ class Double(TorchFunctionMode):
 
     Calls without such a tensor are left alone: what forward makes of constants is what the tracer saw, to the bit. So
     is what a call writes to (`x.add_(y)`, `x[:, 0] = y`, `out=`): the caller holds that tensor. An operator that does
-    not take float64 is given float32, and its result widened.
+    not take float64 is given float32, and its result widened; `single` names it.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single: set[str] = set()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -43,8 +47,10 @@ class Double(TorchFunctionMode):
             return (Tensor.double if func in CASTS else func)(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            return _in_single(func, given, error)
+        except (RuntimeError, TypeError) as error:
+            made = _in_single(func, given, error)
+            self.single.add(name)
+            return made
 
 
 def _in_single(func: Callable[..., Any], given: tuple[Any, Any], error: Exception) -> Any:

@@ -22,12 +22,16 @@ from runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Law:
-    """Largest relative difference in float64, over `inputs` sets of inputs; `held` says removed channels were held."""
+    """Largest relative difference in float64, over `inputs` sets of inputs; `held` says removed channels were held.
+
+    `single` names operators that take no float64 and were given float32, in both networks.
+    """
 
     max_rel_diff: float
     tolerance: float
     inputs: tuple[str, ...]
     held: bool
+    single: tuple[str, ...] = ()
 
 
 class Held(fx.Interpreter):
@@ -107,7 +111,8 @@ def check_law(
     sets = [(f"random, batch {b}", fresh_inputs(traced.example_inputs, b, seed + b)) for b in (2, 3)]
     sets += [(f"real, batch {len(r[0])}", r) for r in real]
     wide = [(name, tuple(map(widened, x))) for name, x in sets]
-    wanted = answers(doubled(original), wide)  # before the next copy is made: these are large
+    mode = Double()
+    wanted = answers(doubled(original), wide, mode)  # before the next copy is made: these are large
     reference = doubled(traced.module)
     for name, exact in traced.computed.items():
         reference.get_parameter(name).data = exact.clone()
@@ -117,7 +122,7 @@ def check_law(
     held = Held(reference, cut, names) if anything_held(cut) else None  # type: ignore[arg-type]
     worst = 0.0
     for (name, x), answer in zip(wide, wanted, strict=True):
-        with Double():
+        with mode:
             if held is not None:
                 drift = relative(reference(*x), answer)
                 if drift > tolerance:
@@ -127,13 +132,13 @@ def check_law(
                 where = first_difference(reference, small, cut, x, tolerance)  # type: ignore[arg-type]
                 raise _broken("the compact network", difference, name, where, tolerance)
         worst = max(worst, difference)
-    return Law(worst, tolerance, tuple(n for n, _ in sets), held is not None)
+    return Law(worst, tolerance, tuple(n for n, _ in sets), held is not None, tuple(sorted(mode.single)))
 
 
-def answers(model: nn.Module, sets: Sequence[tuple[str, tuple[Tensor, ...]]]) -> list[Any]:
+def answers(model: nn.Module, sets: Sequence[tuple[str, tuple[Tensor, ...]]], mode: Double) -> list[Any]:
     """What the network answers to each set of inputs, in float64; UserError where it cannot."""
     try:
-        with Double():
+        with mode:
             return [model(*inputs) for _, inputs in sets]
     except (MemoryError, torch.OutOfMemoryError):
         raise

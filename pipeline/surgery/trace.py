@@ -115,7 +115,8 @@ def any_batch(
     seen = pytree.tree_leaves(fx.node.map_arg(output.args[0], lambda node: node.meta["val"]))
     shapes = [[x.shape[:1] for x in leaves if isinstance(x, Tensor)] for leaves in (seen, made)]
     count = (len(example_inputs[0]),)
-    return len(shapes[0]) == len(shapes[1]) and all(b != a for a, b in zip(*shapes, strict=True) if a == count)
+    grown = [b != a for a, b in zip(*shapes, strict=False) if a == count]  # another output may be (1, ...) by itself
+    return len(shapes[0]) == len(shapes[1]) and (any(grown) or not grown)
 
 
 def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:

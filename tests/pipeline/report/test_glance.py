@@ -78,6 +78,14 @@ def test_a_function_that_is_not_the_same_is_not_said_to_be(tmp_path: Path) -> No
     law = certificate()["law"] | {"held": False}
     write_json(proven / "30-surgery" / "certificate.json", certificate() | {"law": law})
     assert rows(proven)["Same function"][0] == "Yes, by proof from the weights"
+    assert "float64, largest" in rows(proven)["Same function"][1]
+
+
+def test_operators_that_the_law_ran_in_float32_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    law = certificate()["law"] | {"single": ["twice.default"]}
+    write_json(run / "30-surgery" / "certificate.json", certificate() | {"law": law})
+    assert "in float64 but for twice.default, in float32, largest" in rows(run)["Same function"][1]
 
 
 def test_channels_that_were_cut_during_training_are_told(tmp_path: Path) -> None:

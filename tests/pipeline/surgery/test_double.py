@@ -74,6 +74,7 @@ def test_the_law_holds_where_code_names_a_precision(network: type[DeadPair], lef
     compact = shrink(model, (torch.zeros(1, 3, 8, 8),))
     assert sum(p.numel() for p in compact.model.parameters()) == left
     assert compact.certificate["law"]["max_rel_diff"] <= 1e-12
+    assert compact.certificate["law"]["single"] == (("twice.default",) if network is OneFormat else ())
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(compact.model(x), model(x), rtol=1e-4, atol=1e-4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytest import mark, raises
@@ -133,6 +134,15 @@ def test_a_number_of_widths_alone_keeps_its_value() -> None:
             return x / x.shape[1] + x / prod(x.shape[1:])
 
     assert sum(p.numel() for p in shrink(Scaled(), EXAMPLE).model.parameters()) == DeadPair.BOTH
+
+
+def test_an_output_that_is_no_batch_may_look_like_one() -> None:
+    class Anchored(DeadPair):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), torch.linspace(0, 1, 5)[None]
+
+    compact = shrink(Anchored(), (torch.zeros(1, 3, 8, 8),))
+    assert sum(p.numel() for p in compact.model.parameters()) == DeadPair.BOTH
 
 
 def test_a_compact_network_that_takes_one_number_of_images_is_told_in_one_line() -> None:
