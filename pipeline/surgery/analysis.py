@@ -20,7 +20,7 @@ from pipeline.surgery.copies import modules_by_path, named_tensors
 from pipeline.surgery.labels import Field, Ids, Labels
 from pipeline.surgery.ledger import Ledger
 from pipeline.surgery.trace import Traced
-from pipeline.surgery.tracer import OPAQUE
+from pipeline.surgery.tracer import OPAQUE, first_line
 
 if TYPE_CHECKING:
     from pipeline.surgery.cut import Cut
@@ -29,6 +29,11 @@ Value = Any  # Labels for a tensor, tuples and dicts of values, or the plain val
 Recast = Callable[["Cut"], Value]
 Result = tuple[Value, Recast]
 Rule = Callable[["Analysis", fx.Node], "Result | None"]
+# What a rule raises on a call that it was not written for.
+UNEXPECTED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,13 +148,31 @@ class Analysis:
 
         for node in self.traced.module.graph.nodes:
             rule = None if OPAQUE in node.meta else rule_for(self, node)
-            result = None if rule is None else rule(self, node)
-            if result is None:
-                result = opaque(self, node, str(node.meta.get(OPAQUE, f"no rule for {describe(self, node)}")))
-            self.env[node], self.recasts[node] = result
+            self.env[node], self.recasts[node] = self._result(node, rule)
             if node.name in self.dead:
                 self._hold(node, self.dead[node.name])
         return self
+
+    def _result(self, node: fx.Node, rule: Rule | None) -> Result:
+        """What the rule says; without one, or where it cannot take what the node has, all channels here are frozen."""
+        layers = len(self.layers)
+        try:
+            result = None if rule is None else rule(self, node)
+            if result is None:
+                return opaque(self, node, str(node.meta.get(OPAQUE, f"no rule for {describe(self, node)}")))
+            if _fits(result[0], node.meta.get("val")):
+                return result
+            why = "its result has another shape"
+        except torch.OutOfMemoryError:
+            raise
+        except UNEXPECTED as error:
+            why = first_line(error)
+        del self.layers[layers:]  # and what the rule tied or froze meanwhile stays so, which keeps more
+        if node.op == "call_module":
+            for name, _ in self.module(node).named_parameters():
+                for f in self.parameter(f"{node.target}.{name}").fields:
+                    self.freeze(node, "read by a call that no rule takes", f.ids)
+        return opaque(self, node, f"the rule for {describe(self, node)} cannot take this call ({why})")
 
     def _hold(self, node: fx.Node, mask: Tensor) -> None:
         labels = self.env[node]
@@ -158,6 +181,10 @@ class Analysis:
         if len(fits) != 1:
             raise ValueError(f"dead mask of {node.name} has shape {tuple(mask.shape)}; its channels do not")
         self.ledger.hold(fits[0].ids[mask.cpu().numpy().astype(bool)])
+
+
+def _fits(value: Value, val: Any) -> bool:
+    return not isinstance(value, Labels) or not isinstance(val, Tensor) or value.shape == tuple(val.shape)
 
 
 def _uniform(data: Tensor, axis: int) -> Any:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from pipeline.surgery.analysis import Analysis, leaves
+from pipeline.surgery.analysis import UNEXPECTED, Analysis, leaves
 from pipeline.surgery.labels import Ids, Labels, LayoutError
 from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.sizes import counts_images
+from pipeline.surgery.tracer import first_line
 
 
 class Cut:
@@ -31,9 +32,22 @@ class Cut:
     def run(self) -> Cut:
         """Visit every node; LayoutError names channels that cannot go after all."""
         for node in self.analysis.traced.module.graph.nodes:
-            self.env[node] = self.analysis.recasts[node](self)
+            self.env[node] = self._recast(node)
             self._settle(node)
         return self
+
+    def _recast(self, node: fx.Node) -> Any:
+        """The node's own recast; the channels at a node that it cannot do without some of must all stay."""
+        try:
+            return self.analysis.recasts[node](self)
+        except torch.OutOfMemoryError:
+            raise
+        except UNEXPECTED as error:
+            found = leaves(self.analysis.value((node.args, node.kwargs, node)))
+            ids = np.concatenate([np.empty(0, np.int64), *(x.all_ids() for x in found)])
+            if self.keep[ids].all():
+                raise
+            raise LayoutError(f"{node.name} cannot be cut ({first_line(error)})", ids) from error
 
     def value(self, x: Any) -> Any:
         """What an argument is after the cut."""

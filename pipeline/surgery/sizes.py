@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 FACTORIES = ("zeros", "ones", "empty", "rand", "randn")
 UNCOUNTED = ("dim", "ndimension", "element_size", "is_floating_point")
@@ -18,24 +19,24 @@ METHODS = ("expand", "repeat", "tile", "view", "reshape", "new_zeros", "new_ones
 
 @contextmanager
 def sizes_followed(code: Iterable[dict[str, Any]]) -> Iterator[None]:
-    """Within it, sizes that are proxies reach PyTorch, and `len(x)` is one in the namespaces `code`.
+    """Within it, sizes that are proxies reach PyTorch; `len(x)` is one in the namespaces `code`, `isinstance` is right.
 
     Functions that make tensors, and methods of tensors, look for proxies in a tuple of sizes; one by one they raise. A
     proxy's own methods take sizes either way.
     """
     originals = {name: getattr(torch, name) for name in FACTORIES}
-    ours = [names for names in code if "len" not in names]
+    ours = [(names, name) for names in code for name in STAND_INS if name not in names]
     try:
-        for names in ours:
-            names["len"] = _length
+        for names, name in ours:
+            names[name] = STAND_INS[name]
         for name, original in originals.items():
-            setattr(torch, name, _together(original, 0))
+            setattr(torch, name, _recorded("call_function", original, original, 0))
         for name in METHODS:
-            setattr(Tensor, name, _together(getattr(Tensor, name), 1))
+            setattr(Tensor, name, _recorded("call_method", name, getattr(Tensor, name), 1))
         yield
     finally:
-        for names in ours:
-            del names["len"]
+        for names, name in ours:
+            del names[name]
         for name, original in originals.items():
             setattr(torch, name, original)
         for name in METHODS:
@@ -48,17 +49,36 @@ def _length(x: Any) -> Any:
     return x.size(0) if isinstance(x, fx.Proxy) and isinstance(x.node.meta["val"], Tensor) else len(x)
 
 
-def _together(function: Callable[..., Any], first: int) -> Callable[..., Any]:
-    """`function` with its positional arguments from `first` on as one tuple where one is the proxy of a number."""
+def _is(x: Any, kinds: Any) -> bool:
+    """`isinstance(x, kinds)`; a value that is traced is also what it stands for."""
+    return isinstance(x, kinds) or (isinstance(x, fx.Proxy) and isinstance(x.node.meta["val"], kinds))
+
+
+STAND_INS = {"len": _length, "isinstance": _is}  # for functions of Python, in the namespaces of the network's code
+
+
+def _recorded(kind: str, target: Any, function: Callable[..., Any], first: int) -> Callable[..., Any]:
+    """`function`, recorded where a proxy is among its sizes, the positional arguments from `first` on, or its options.
+
+    Recorded here and not by PyTorch's protocol, which would meet this stand-in and take it for a function of its own.
+    """
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         sizes = args[first:]
-        if any(isinstance(size, fx.Proxy) and isinstance(size.node.meta["val"], int) for size in sizes):
-            return function(*args[:first], sizes, **kwargs)
-        return function(*args, **kwargs)
+        proxies = [x for x in pytree.tree_leaves((sizes, kwargs)) if isinstance(x, fx.Proxy)]
+        if not proxies:
+            return function(*args, **kwargs)
+        one_by_one = bool(sizes) and not _several(sizes[0])
+        given = (*args[:first], sizes) if one_by_one else args
+        return proxies[0].tracer.create_proxy(kind, target, given, kwargs)
 
     return call
+
+
+def _several(sizes: Any) -> bool:
+    """Whether the argument holds all sizes."""
+    return isinstance(sizes.node.meta["val"] if isinstance(sizes, fx.Proxy) else sizes, tuple | list)
 
 
 def counts_images(node: fx.Node) -> bool:

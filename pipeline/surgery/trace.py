@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
-from torch.utils import _pytree as pytree
 
 from pipeline.surgery.assembly import take_over
 from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import meta_twin, modules_by_path, set_mode, shallow_copy
 from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
+
+MANY = 64  # images: more than code is likely to treat apart
 
 
 class Recorded(fx.GraphModule):
@@ -67,59 +68,63 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     if has_attention(model):
         model = shallow_copy(model)
         open_attention(model)
-    twin = set_mode(meta_twin(model), False)
-    tracer = ShapeTracer(example_inputs, model)
-    root: nn.Module = model
-    frozen = None
     try:
-        graph = tracer.trace(twin)
-    except Exception as error:
-        frozen = f"{type(model).__name__} cannot be traced ({first_line(error)})"
-        root = nn.Module()
-        root.add_module("network", model)
-        graph = _one_node(example_inputs, frozen)
-    for node in graph.nodes:
-        node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
-    modules = modules_by_path(root, every=True)
-    _follow_aliases(graph, modules)
-    erase_unread(graph, modules)
+        tracer, graph = _followed(model, example_inputs)
+    except Exception as error:  # whatever code of the user raises
+        return _one_node(model, example_inputs, f"{type(model).__name__} cannot be traced ({first_line(error)})")
     made = any(node.target in tracer.constants for node in graph.nodes)
+    if (made or tracer.settled) and not any_batch(model, tracer, graph, example_inputs):
+        what = "makes tensors" if made else "computes"
+        return _one_node(model, example_inputs, f"{type(model).__name__} {what} for one batch size")
+    root = model
     if made:
         root = shallow_copy(model)
         for name, tensor in tracer.constants.items():
             root.register_buffer(name, tensor)
-    if (made or tracer.settled) and frozen is None and not any_batch(graph, twin, tracer.constants, example_inputs):
-        frozen = f"{type(model).__name__} {'makes tensors' if made else 'computes'} for one batch size"
-        root = nn.Module()
-        root.add_module("network", model)
-        graph = _one_node(example_inputs, frozen)
-    return Traced(Recorded(root, graph, type(model).__name__), example_inputs, frozen)
+    return Traced(Recorded(root, graph, type(model).__name__), example_inputs)
 
 
-def any_batch(
-    graph: fx.Graph, twin: nn.Module, constants: dict[str, Tensor], example_inputs: tuple[Tensor, ...]
-) -> bool:
-    """Whether the graph takes one image more, and answers to it: forward may have made tensors of the size of the
-    batch it saw, or gone through its images one by one."""
-    if any(OPAQUE in node.meta for node in graph.nodes):
-        return True  # its inside does not run on meta tensors; the law is held at several batch sizes
-    for name, tensor in constants.items():
-        setattr(twin, name, tensor.to("meta"))
-    more = [torch.empty((len(x) + 1, *x.shape[1:]), dtype=x.dtype, device="meta") for x in example_inputs]
-    try:
-        with torch.device("meta"):  # where forward makes tensors from sizes, too
-            made = pytree.tree_leaves(Recorded(twin, graph, "twin")(*more))
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return False
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    seen = pytree.tree_leaves(fx.node.map_arg(output.args[0], lambda node: node.meta["val"]))
-    shapes = [[x.shape[:1] for x in leaves if isinstance(x, Tensor)] for leaves in (seen, made)]
-    count = (len(example_inputs[0]),)
-    grown = [b != a for a, b in zip(*shapes, strict=False) if a == count]  # another output may be (1, ...) by itself
-    return len(shapes[0]) == len(shapes[1]) and (any(grown) or not grown)
+def _followed(model: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[ShapeTracer, fx.Graph]:
+    """The calls of forward that anybody reads, each reading what is in memory by then; raises what forward raises."""
+    tracer = ShapeTracer(example_inputs, model)
+    graph = tracer.trace(set_mode(meta_twin(model), False))
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
+    modules = modules_by_path(model, every=True)
+    _follow_aliases(graph, modules)
+    erase_unread(graph, modules)
+    return tracer, graph
 
 
-def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:
+def any_batch(model: nn.Module, tracer: ShapeTracer, graph: fx.Graph, example_inputs: Sequence[Tensor]) -> bool:
+    """Whether forward makes the same calls, with the same numbers and tensors, for another number of images.
+
+    It may have made tensors of the size of the batch it saw, gone through its images one by one, or asked how many
+    there are; in the last two cases it is also followed for one image, and for many.
+    """
+    seen = len(example_inputs[0])
+    for count in (seen + 1, 1, MANY) if tracer.settled else (seen + 1,):
+        other = [x.new_empty((count, *x.shape[1:]), device="meta") for x in example_inputs]
+        try:
+            again, calls = _followed(model, other)
+        except Exception:  # whatever code of the user raises
+            return False
+        if _calls(calls) != _calls(graph) or not _equal(again.constants, tracer.constants):
+            return False
+    return True
+
+
+def _calls(graph: fx.Graph) -> list[tuple[str, Any, str]]:
+    return [(node.op, node.target, repr((node.args, node.kwargs))) for node in graph.nodes]
+
+
+def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
+
+
+def _one_node(model: nn.Module, example_inputs: tuple[Tensor, ...], why: str) -> Traced:
+    root = nn.Module()
+    root.add_module("network", model)
     graph = fx.Graph()
     inputs = []
     for i, x in enumerate(example_inputs):
@@ -129,7 +134,7 @@ def _one_node(example_inputs: tuple[Tensor, ...], why: str) -> fx.Graph:
     call = graph.call_module("network", tuple(inputs))
     call.meta.update({OPAQUE: why, "val": None})
     graph.output(call)
-    return graph
+    return Traced(Recorded(root, graph, type(model).__name__), example_inputs, why)
 
 
 def in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -10,7 +10,7 @@ import inspect
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import deep_copy, modules_by_path, named_tensors
 from pipeline.surgery.double import CONSTANT
 from pipeline.surgery.shapes import CONFIGURED, SHAPE_KEPT, Shapes
-from pipeline.surgery.sizes import sizes_followed
+from pipeline.surgery.sizes import counts_images, sizes_followed
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
 PATH_DROPS = ("StochasticDepth", "DropPath")
@@ -53,8 +53,11 @@ class ConcreteProxy(fx.Proxy):
     So it knows how many values it unpacks to; fx would disassemble the caller to learn that.
     """
 
-    def __getattr__(self, k: str) -> ConcreteAttribute:
-        return ConcreteAttribute(self, k)
+    def __getattr__(self, k: str) -> Any:
+        val = self.node.meta["val"]
+        if not hasattr(type(val), k):  # libraries ask a value what it is by what it has
+            raise AttributeError(f"{type(val).__name__!r} object has no attribute {k!r}")
+        return val.ndim if k == "ndim" else ConcreteAttribute(self, k)  # code looks a rank up in tables
 
     def __iter__(self) -> Iterator[Any]:
         return self.tracer.iter(self)
@@ -111,14 +114,14 @@ class ShapeTracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, example_inputs: tuple[Tensor, ...], model: nn.Module) -> None:
+    def __init__(self, example_inputs: Sequence[Tensor], model: nn.Module) -> None:
         super().__init__(param_shapes_constant=False)
         self._model = model
         self._opaque: nn.Module | None = None
         self._inputs = [x.to("meta") for x in example_inputs]
         self._cached: dict[str, Any] = {}
         self._executing = False
-        self.settled = False  # whether forward took a number or a count from a proxy, which may be of images
+        self.settled = False  # whether forward took a number, a count or a branch from a proxy, which may be of images
         self._shapes = Shapes()
         self._modules: dict[str, nn.Module] = {}
         self._names: dict[Tensor, str] = {}
@@ -195,6 +198,8 @@ class ShapeTracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind == "call_function" and getattr(target, "__module__", "").startswith("torchvision."):
             return target(*args, **kwargs)  # functions registered with fx.wrap: their bodies can be followed
+        if kind == "call_function" and target is not operator.getitem and target is not getattr:
+            args, kwargs = tuple(map(_spread, args)), {key: _spread(x) for key, x in kwargs.items()}
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         if kind == "placeholder":
             proxy.node.meta["val"] = self._inputs[len(self.graph.nodes) - 1]
@@ -207,6 +212,7 @@ class ShapeTracer(fx.Tracer):
         return proxy
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        self.settled |= counts_images(obj.node)
         return bool(obj.node.meta["val"])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -265,9 +271,17 @@ class ShapeTracer(fx.Tracer):
                 return value_of.detach().to("meta") if isinstance(value_of, Tensor) else value_of
 
 
+def _spread(x: Any) -> Any:
+    """Of tensors that one call returned together, each by itself: `cat(x.chunk(2))` reads two tensors."""
+    val = x.node.meta["val"] if isinstance(x, ConcreteProxy) else None
+    if type(val) in (tuple, list) and val and all(isinstance(v, Tensor) for v in val):
+        return list(x) if isinstance(val, list) else tuple(x)
+    return x
+
+
 def namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """Those of the Python modules that the networks' own classes are written in."""
-    names = {type(m).__module__ for m in modules}
+    """Those of the Python modules that the networks' own classes are written in, and of einops, where it is used."""
+    names = {type(m).__module__ for m in modules} | {n for n in sys.modules if n.startswith("einops.")}
     return [vars(sys.modules[n]) for n in names if n in sys.modules and not n.startswith("torch.")]
 
 
@@ -275,7 +289,7 @@ def on_meta(made: Any) -> Any:
     """A call's result with its tensors on meta: a tensor made from sizes alone is not there by itself."""
     if isinstance(made, Tensor):
         return made if made.is_meta else made.to("meta")
-    if isinstance(made, tuple | list):
+    if isinstance(made, tuple | list) and not isinstance(made, torch.Size):
         return pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, made)
     return made
 

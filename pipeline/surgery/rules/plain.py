@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx
 
 from pipeline.surgery.analysis import Analysis, Recast, Result, Rule, Value, leaves, unlabelled
@@ -98,7 +99,7 @@ def _again(node: fx.Node) -> Recast:
 
 def _of_labels(x: Any, name: str, *args: Any, val: Any) -> Value:
     if not isinstance(x, Labels):
-        return getattr(x, name)(*args)
+        return getattr(torch.Size(x) if isinstance(x, tuple) else x, name)(*args)
     if name in ("shape", "size"):
         return x.shape[args[0]] if args else x.shape
     if name == "numel":
@@ -111,7 +112,8 @@ def _of_labels(x: Any, name: str, *args: Any, val: Any) -> Value:
 def _transposed(a: Analysis, node: fx.Node) -> Result | None:
     from pipeline.surgery.rules import movement
 
-    return movement.moved_axes(a, node, [*range(len(node.meta["val"].shape) - 2), -1, -2])
+    axes = list(range(len(node.meta["val"].shape)))
+    return movement.moved_axes(a, node, axes[::-1] if node.args[1] == "T" else [*axes[:-2], *axes[:-3:-1]])
 
 
 FUNCTIONS: dict[str, Rule] = {

@@ -194,7 +194,7 @@ class Odd(nn.Module):
     """Refuses what is no tensor, so it cannot be traced."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
+        if type(x) is not Tensor:
             raise TypeError("expected a tensor")
         return x.cumsum(1)
 

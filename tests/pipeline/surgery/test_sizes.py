@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytest import mark, raises
+from pytest import MonkeyPatch, mark, raises
 from torch import Tensor, nn
 
 from pipeline.surgery import load_compact, save_compact, shrink
 from pipeline.surgery.sizes import FACTORIES, METHODS, sizes_followed
+from pipeline.surgery.trace import trace
 from runtime.errors import UserError
 from tests.pipeline.surgery.nets_pair import WIDTH, DeadPair
 
@@ -102,19 +103,85 @@ def test_the_length_of_a_tensor_is_no_constant() -> None:
     assert compact.certificate["law"]["inputs"] == ("random, batch 2", "random, batch 3")
 
 
-@mark.parametrize("batch", [1, 2])
-@mark.parametrize("images", [list, lambda x: [x[i] for i in range(x.shape[0])]])
-def test_code_that_goes_through_the_images_is_frozen_as_a_whole(
-    images: Callable[[Tensor], list[Tensor]], batch: int
-) -> None:
-    class OneByOne(DeadPair):
-        def between(self, x: Tensor) -> Tensor:
-            return torch.stack([image * 2 for image in images(x)])
+class Opaque(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
 
-    compact = shrink(OneByOne(), (torch.zeros(batch, 3, 8, 8),))
-    assert "OneByOne computes for one batch size" in [f["reason"] for f in compact.certificate["frozen"]]
-    x = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(compact.model(x), OneByOne()(x))
+
+def one_by_one(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([image * 2 for image in x])
+
+
+def counted(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([x[i] * 2 for i in range(x.shape[0])])
+
+
+def averaged(net: Any, x: Tensor) -> Tensor:
+    return x - torch.stack([image for image in x]).mean(0, keepdim=True)  # noqa: C416
+
+
+def scaled(net: Any, x: Tensor) -> Tensor:
+    return x * float(x.shape[0])
+
+
+def among_opaque(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([net.opaque(x)[i] for i in range(x.shape[0])])
+
+
+def one_apart(net: Any, x: Tensor) -> Tensor:
+    return x if x.shape[0] == 1 else 2 * x
+
+
+def many_apart(net: Any, x: Tensor) -> Tensor:
+    return 3 * x if len(x) > 32 else 2 * x
+
+
+@mark.parametrize("batch", [1, 2])
+@mark.parametrize("body", [one_by_one, counted, averaged, scaled, among_opaque, one_apart, many_apart])
+def test_code_that_depends_on_the_number_of_images_is_frozen_as_a_whole(
+    body: Callable[[Any, Tensor], Tensor], batch: int, tmp_path: Path
+) -> None:
+    class Dependent(DeadPair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.opaque = Opaque()
+
+        def between(self, x: Tensor) -> Tensor:
+            return body(self, x)
+
+    compact = shrink(Dependent(), (torch.zeros(batch, 3, 8, 8),))
+    assert [f["reason"] for f in compact.certificate["frozen"]][:1] == ["Dependent computes for one batch size"]
+    save_compact(compact, tmp_path)
+    for count in (1, 5, 40):
+        x = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+        assert torch.equal(compact.model(x), Dependent()(x))
+        assert torch.equal(load_compact(tmp_path, Dependent())(x), compact.model(x))
+
+
+def checked(net: Any, x: Tensor) -> Tensor:
+    assert x.shape[0] > 0 and x.shape == (2 * x).shape
+    return x
+
+
+def channel_by_channel(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([x[:, i] for i in range(x.shape[1])], 1)
+
+
+@mark.parametrize("body", [checked, channel_by_channel])
+def test_code_that_asks_and_does_the_same_is_followed(body: Callable[[Any, Tensor], Tensor]) -> None:
+    class Asking(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            return body(self, x)
+
+    reasons = str(shrink(Asking(), EXAMPLE).certificate["frozen"])
+    assert "batch size" not in reasons and "cannot be traced" not in reasons
+
+
+def test_a_network_is_followed_alike_each_time() -> None:
+    """PyTorch looks once in a process which functions are methods of tensors, maybe while stand-ins are there."""
+    first, second = (trace(Expanded(), EXAMPLE).module.graph for _ in range(2))
+    assert [(n.op, n.target) for n in first.nodes] == [(n.op, n.target) for n in second.nodes]
+    assert ("call_method", "expand") in [(n.op, n.target) for n in second.nodes]
 
 
 @mark.parametrize("count", [lambda x: x.numel(), lambda x: prod(x.shape), lambda x: x.shape[1] * x.size(0)])
@@ -145,18 +212,11 @@ def test_an_output_that_is_no_batch_may_look_like_one() -> None:
     assert sum(p.numel() for p in compact.model.parameters()) == DeadPair.BOTH
 
 
-def test_a_compact_network_that_takes_one_number_of_images_is_told_in_one_line() -> None:
-    class Opaque(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x if x.sum() > 0 else -x
-
+def test_a_compact_network_that_takes_one_number_of_images_is_told_in_one_line(monkeypatch: MonkeyPatch) -> None:
     class OneByOne(DeadPair):
-        def __init__(self) -> None:
-            super().__init__()
-            self.opaque = Opaque()  # runs on no meta tensors, so only the law sees what the loop does
-
         def between(self, x: Tensor) -> Tensor:
-            return x + torch.stack([self.opaque(x)[i] for i in range(x.shape[0])])
+            return x + one_by_one(self, x)
 
+    monkeypatch.setattr("pipeline.surgery.trace.any_batch", lambda *_: True)
     with raises(UserError, match="the compact network raises on random, batch 3 inputs: The size of tensor"):
         shrink(OneByOne(), EXAMPLE)
