@@ -191,8 +191,12 @@ def _demand_fit(path: Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
             f"{wanted.dtype} {tuple(wanted.shape)}".replace("torch.", ""),
             "give weights of this very network, trained for as many classes",
         )
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise UserError(f"{path}: {name} holds NaN or infinity", "finite weights", "export the weights again")
+    if tensor.is_floating_point() and not bool((tensor.isfinite() | (tensor == wanted.cpu())).all()):
+        raise UserError(
+            f"{path}: {name} holds NaN or infinity",
+            "finite weights; infinity only where the network itself is made with it, in a mask",
+            "export the weights again",
+        )
 
 
 def _tied(model: nn.Module) -> list[list[str]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 FACTORIES = ("zeros", "ones", "empty", "rand", "randn")
@@ -79,6 +80,12 @@ def _recorded(kind: str, target: Any, function: Callable[..., Any], first: int) 
 def _several(sizes: Any) -> bool:
     """Whether the argument holds all sizes."""
     return isinstance(sizes.node.meta["val"] if isinstance(sizes, fx.Proxy) else sizes, tuple | list)
+
+
+def namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """Those of the Python modules that the networks' own classes are written in, and of einops, where it is used."""
+    names = {type(m).__module__ for m in modules} | {n for n in sys.modules if n.startswith("einops.")}
+    return [vars(sys.modules[n]) for n in names if n in sys.modules and not n.startswith("torch.")]
 
 
 def counts_images(node: fx.Node) -> bool:

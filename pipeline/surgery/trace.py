@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import PythonCode
 
 from pipeline.surgery.assembly import take_over
-from pipeline.surgery.attention import OpenAttention
+from pipeline.surgery.attention import OpenAttention, can_be_opened
 from pipeline.surgery.copies import meta_twin, modules_by_path, set_mode, shallow_copy
 from pipeline.surgery.tracer import OPAQUE, ShapeTracer, first_line
 
@@ -47,16 +49,16 @@ class Traced:
 
 
 def open_attention(model: nn.Module) -> None:
-    """Replace every `nn.MultiheadAttention` by a module of the same parameters whose forward can be traced."""
+    """Replace each `nn.MultiheadAttention` that can be by a module of the same parameters that can be followed."""
     for name, child in list(model.named_children()):
-        if type(child) is nn.MultiheadAttention:
+        if can_be_opened(child):
             setattr(model, name, OpenAttention(child))
         else:
             open_attention(child)
 
 
 def has_attention(model: nn.Module) -> bool:
-    return any(type(m) is nn.MultiheadAttention for m in modules_by_path(model).values())
+    return any(can_be_opened(m) for m in modules_by_path(model).values())
 
 
 def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
@@ -87,13 +89,28 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
 def _followed(model: nn.Module, example_inputs: Sequence[Tensor]) -> tuple[ShapeTracer, fx.Graph]:
     """The calls of forward that anybody reads, each reading what is in memory by then; raises what forward raises."""
     tracer = ShapeTracer(example_inputs, model)
-    graph = tracer.trace(set_mode(meta_twin(model), False))
+    twin = set_mode(meta_twin(model), False)
+    if twin._forward_hooks or twin._forward_pre_hooks:
+        hooks_in_forward(twin)
+    graph = tracer.trace(twin)
     for node in graph.nodes:
         node.meta.pop("is_wrapped", None)  # fx marks the last call of a body that was followed; it is no wrapped call
     modules = modules_by_path(model, every=True)
     _follow_aliases(graph, modules)
     erase_unread(graph, modules)
     return tracer, graph
+
+
+def hooks_in_forward(model: nn.Module) -> None:
+    """Make the hooks of the network itself a part of its forward, which is what a tracer calls."""
+    kind = type(model)
+
+    @wraps(kind.forward)
+    def forward(self: nn.Module, *inputs: Any) -> Any:
+        return self._call_impl(*inputs)  # type: ignore[no-untyped-call]
+
+    model.forward = MethodType(kind.forward, model)  # which that calls
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def any_batch(model: nn.Module, tracer: ShapeTracer, graph: fx.Graph, example_inputs: Sequence[Tensor]) -> bool:

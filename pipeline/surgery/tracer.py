@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from pipeline.surgery.attention import OpenAttention
 from pipeline.surgery.copies import deep_copy, modules_by_path, named_tensors
 from pipeline.surgery.double import CONSTANT
 from pipeline.surgery.shapes import CONFIGURED, SHAPE_KEPT, Shapes
-from pipeline.surgery.sizes import counts_images, sizes_followed
+from pipeline.surgery.sizes import counts_images, namespaces, sizes_followed
 
 # torchvision's and timm's; they stay modules, so that a compact network goes on training with them
 PATH_DROPS = ("StochasticDepth", "DropPath")
@@ -223,6 +222,10 @@ class ShapeTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._executing:
             return forward(*args, **kwargs)
+        if m not in (
+            self.submodule_paths or ()
+        ):  # made in forward, as `self.layers[:2](x)` does; what it is made of is known
+            return forward(*args, **kwargs)
         before = len(self.graph.nodes)
         try:
             path = self.path_of_module(m)
@@ -277,12 +280,6 @@ def _spread(x: Any) -> Any:
     if type(val) in (tuple, list) and val and all(isinstance(v, Tensor) for v in val):
         return list(x) if isinstance(val, list) else tuple(x)
     return x
-
-
-def namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """Those of the Python modules that the networks' own classes are written in, and of einops, where it is used."""
-    names = {type(m).__module__ for m in modules} | {n for n in sys.modules if n.startswith("einops.")}
-    return [vars(sys.modules[n]) for n in names if n in sys.modules and not n.startswith("torch.")]
 
 
 def on_meta(made: Any) -> Any:

@@ -290,6 +290,24 @@ def test_weights_that_do_not_fit_are_named_and_the_model_stays(tmp_path: Path) -
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_infinity_is_taken_where_the_network_is_made_with_it(tmp_path: Path) -> None:
+    class Masked(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]))
+
+    path = tmp_path / "w.safetensors"
+    save_weights(Masked(), path)
+    load_weights(Masked(), path)
+    state = Masked().state_dict()
+    for name, at, value in (("mask", (1, 1), -torch.inf), ("mask", (0, 1), torch.inf), ("weight", (0, 0), torch.inf)):
+        wrong = {k: v.clone() for k, v in state.items()}
+        wrong[name][at] = value
+        save_file(wrong, path)
+        with pytest.raises(UserError, match=f"{name} holds NaN or infinity; .* only where the network itself"):
+            load_weights(Masked(), path)
+
+
 def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path) -> None:
     model = made("demo:resnet", GREY, width=4)
     with pytest.raises(UserError, match=r"w.safetensors is no file"):

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange, reduce
 from einops.layers.torch import Rearrange
 from pytest import MonkeyPatch, mark, raises
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pipeline.surgery import analysis, load_compact, save_compact, shrink
 from pipeline.surgery.rules import FUNCTIONS, MODULES
@@ -111,6 +111,40 @@ def test_stacked_pieces_and_keywords() -> None:
             return torch.stack(tensors=x.chunk(2, dim=2), dim=2).flatten(2, 3)
 
     assert sum(p.numel() for p in shrink(Stacked(), EXAMPLE).model.parameters()) == DeadPair.BOTH
+
+
+def test_modules_made_in_forward() -> None:
+    class Sliced(DeadPair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Sequential(nn.Identity(), nn.ReLU(), nn.Flatten())
+
+        def between(self, x: Tensor) -> Tensor:
+            y: Tensor = nn.MaxPool2d(2)(self.more[:2](x))
+            return y
+
+    assert sum(p.numel() for p in shrink(Sliced(), EXAMPLE).model.parameters()) == DeadPair.BOTH
+
+
+def test_hooks_of_the_network_itself_are_part_of_what_it_computes() -> None:
+    class Hooked(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    def changed() -> nn.Module:
+        model = Hooked()
+        model.register_forward_pre_hook(lambda m, inputs: (inputs[0] * 3,))
+        model.register_forward_pre_hook(lambda m, inputs, options: ((inputs[0] + 1,), options), with_kwargs=True)
+        model.register_forward_hook(lambda m, inputs, output: output * 0.5)
+        model.register_forward_hook(lambda m, inputs, output: None)  # one that only looks
+        return model
+
+    model = changed()
+    compact = shrink(model, EXAMPLE)
+    assert type(model) is Hooked and "forward" not in vars(model)
+    assert sum(p.numel() for p in compact.model.parameters()) == DeadPair.BOTH
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(compact.model(x), 0.5 * Hooked()(3 * x + 1))
 
 
 class Doubled(DeadPair):
