@@ -75,7 +75,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Traced:
     except Exception as error:  # whatever code of the user raises
         return _one_node(model, example_inputs, f"{type(model).__name__} cannot be traced ({first_line(error)})")
     made = any(node.target in tracer.constants for node in graph.nodes)
-    if (made or tracer.settled) and not any_batch(model, tracer, graph, example_inputs):
+    if tracer.settled and not any_batch(model, tracer, graph, example_inputs):
         what = "makes tensors" if made else "computes"
         return _one_node(model, example_inputs, f"{type(model).__name__} {what} for one batch size")
     root = model
@@ -116,11 +116,11 @@ def hooks_in_forward(model: nn.Module) -> None:
 def any_batch(model: nn.Module, tracer: ShapeTracer, graph: fx.Graph, example_inputs: Sequence[Tensor]) -> bool:
     """Whether forward makes the same calls, with the same numbers and tensors, for another number of images.
 
-    It may have made tensors of the size of the batch it saw, gone through its images one by one, or asked how many
-    there are; in the last two cases it is also followed for one image, and for many.
+    Asked where it took numbers from sizes: it may have made tensors of the size of the batch it saw, gone through its
+    images one by one, or done one thing for few of them and another for many.
     """
     seen = len(example_inputs[0])
-    for count in (seen + 1, 1, MANY) if tracer.settled else (seen + 1,):
+    for count in (seen + 1, 1, MANY):
         other = [x.new_empty((count, *x.shape[1:]), device="meta") for x in example_inputs]
         try:
             again, calls = _followed(model, other)

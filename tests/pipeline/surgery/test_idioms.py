@@ -182,7 +182,27 @@ def test_a_layer_that_its_rule_cannot_take_stays_whole(monkeypatch: MonkeyPatch)
     compact = shrink(model, EXAMPLE)
     assert compact.model.get_parameter("b.0.weight").shape == (WIDTH, WIDTH, 3, 3)
     assert "the rule for Conv2d cannot take this call (unforeseen)" in reasons(compact.certificate)
+    assert compact.certificate["channels"] == {"before": WIDTH, "dead": 0, "after": WIDTH}  # of the other layer
     assert difference(model, compact.model, EXAMPLE) < 1e-12
+
+
+def test_a_layer_called_twice_is_whole_where_its_rule_cannot_take_one_call(monkeypatch: MonkeyPatch) -> None:
+    class Twice(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            y: Tensor = self.b(x)
+            return y
+
+    calls: list[fx.Node] = []
+
+    def first_fails(a: analysis.Analysis, node: fx.Node) -> Any:
+        calls.append(node)
+        return fails() if str(node.target) == "b.0" and len(calls) == 2 else rule(a, node)
+
+    rule = MODULES[torch.nn.Conv2d]
+    monkeypatch.setitem(MODULES, torch.nn.Conv2d, first_fails)
+    compact = shrink(Twice(), EXAMPLE)
+    assert compact.model.get_parameter("b.0.weight").shape == (WIDTH, WIDTH, 3, 3)
+    assert difference(Twice(), compact.model, EXAMPLE) < 1e-12
 
 
 def test_a_call_that_cannot_be_cut_keeps_its_channels(monkeypatch: MonkeyPatch) -> None:
@@ -204,10 +224,31 @@ def test_a_call_that_cannot_be_cut_keeps_its_channels(monkeypatch: MonkeyPatch) 
 
 
 @mark.parametrize("error", [torch.OutOfMemoryError("no memory"), KeyboardInterrupt()])
-def test_what_is_no_fault_of_the_call_is_raised(monkeypatch: MonkeyPatch, error: BaseException) -> None:
+@mark.parametrize("late", [False, True])
+def test_what_is_no_fault_of_the_call_is_raised(monkeypatch: MonkeyPatch, error: BaseException, late: bool) -> None:
     def stops(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setitem(FUNCTIONS, "neg", stops)
+    def stops_late(a: analysis.Analysis, node: fx.Node) -> Any:
+        made = rule(a, node)
+        assert made is not None
+        return made[0], stops
+
+    rule = FUNCTIONS["neg"]
+    monkeypatch.setitem(FUNCTIONS, "neg", stops_late if late else stops)
     with raises(type(error)):
+        shrink(Doubled(), EXAMPLE)
+
+
+def test_a_fault_that_does_not_depend_on_the_cut_is_raised(monkeypatch: MonkeyPatch) -> None:
+    """Else the same channels would be asked back for ever."""
+
+    def broken(a: analysis.Analysis, node: fx.Node) -> Any:
+        made = rule(a, node)
+        assert made is not None
+        return made[0], fails
+
+    rule = FUNCTIONS["neg"]
+    monkeypatch.setitem(FUNCTIONS, "neg", broken)
+    with raises(TypeError, match="unforeseen"):
         shrink(Doubled(), EXAMPLE)

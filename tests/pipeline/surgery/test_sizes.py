@@ -136,6 +136,20 @@ def many_apart(net: Any, x: Tensor) -> Tensor:
     return 3 * x if len(x) > 32 else 2 * x
 
 
+def test_code_that_refuses_a_number_of_images_still_does() -> None:
+    class Several(DeadPair):
+        def between(self, x: Tensor) -> Tensor:
+            if len(x) < 2:
+                raise ValueError("several images")
+            return x
+
+    compact = shrink(Several(), EXAMPLE)
+    with raises(ValueError, match="several images"):
+        compact.model(torch.zeros(1, 3, 8, 8))
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(compact.model(x), Several()(x))
+
+
 @mark.parametrize("batch", [1, 2])
 @mark.parametrize("body", [one_by_one, counted, averaged, scaled, among_opaque, one_apart, many_apart])
 def test_code_that_depends_on_the_number_of_images_is_frozen_as_a_whole(
