@@ -222,10 +222,8 @@ class ShapeTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._executing:
             return forward(*args, **kwargs)
-        if m not in (
-            self.submodule_paths or ()
-        ):  # made in forward, as `self.layers[:2](x)` does; what it is made of is known
-            return forward(*args, **kwargs)
+        if m not in (self.submodule_paths or ()):
+            return forward(*args, **kwargs)  # made in forward, as by `self.layers[:2]`; what it is made of is known
         before = len(self.graph.nodes)
         try:
             path = self.path_of_module(m)

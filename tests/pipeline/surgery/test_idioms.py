@@ -188,8 +188,12 @@ def test_a_layer_that_its_rule_cannot_take_stays_whole(monkeypatch: MonkeyPatch)
 
 def test_a_layer_called_twice_is_whole_where_its_rule_cannot_take_one_call(monkeypatch: MonkeyPatch) -> None:
     class Twice(DeadPair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = self._layer(WIDTH)[1:]
+
         def between(self, x: Tensor) -> Tensor:
-            y: Tensor = self.b(x)
+            y: Tensor = self.again(self.b[0](x))
             return y
 
     calls: list[fx.Node] = []
@@ -226,8 +230,10 @@ def test_a_call_that_cannot_be_cut_keeps_its_channels(monkeypatch: MonkeyPatch) 
 @mark.parametrize("error", [torch.OutOfMemoryError("no memory"), KeyboardInterrupt()])
 @mark.parametrize("late", [False, True])
 def test_what_is_no_fault_of_the_call_is_raised(monkeypatch: MonkeyPatch, error: BaseException, late: bool) -> None:
+    errors = [error]
+
     def stops(*_: Any) -> Any:
-        raise error
+        raise errors.pop()  # once
 
     def stops_late(a: analysis.Analysis, node: fx.Node) -> Any:
         made = rule(a, node)
