@@ -54,7 +54,7 @@ class ConcreteProxy(fx.Proxy):
 
     def __getattr__(self, k: str) -> Any:
         val = self.node.meta["val"]
-        if not hasattr(type(val), k):  # libraries ask a value what it is by what it has
+        if not hasattr(type(val), k) and k not in getattr(val, "__dict__", ()):  # libraries tell what it is by that
             raise AttributeError(f"{type(val).__name__!r} object has no attribute {k!r}")
         return val.ndim if k == "ndim" else ConcreteAttribute(self, k)  # code looks a rank up in tables
 
@@ -133,7 +133,7 @@ class ShapeTracer(fx.Tracer):
             with sizes_followed(namespaces(self._modules.values())):
                 return super().trace(root, concrete_args)
         finally:  # what fx patched refers to the tracer in a circle, which must not keep the twin alive
-            self.root, self._modules, self._names = nn.Module(), {}, {}
+            self.root, self._model, self._modules, self._names = nn.Module(), nn.Module(), {}, {}
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self._executing:
@@ -211,8 +211,9 @@ class ShapeTracer(fx.Tracer):
         return proxy
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        self.settled |= counts_images(obj.node)
-        return bool(obj.node.meta["val"])
+        val = obj.node.meta["val"]
+        self.settled |= not isinstance(val, Tensor) and counts_images(obj.node)
+        return bool(val)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         indexable: Any = obj

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,30 @@ def test_modules_made_in_forward() -> None:
             return y
 
     assert sum(p.numel() for p in shrink(Sliced(), EXAMPLE).model.parameters()) == DeadPair.BOTH
+
+
+@dataclass
+class Seen:
+    features: Tensor
+
+
+def test_what_an_opaque_module_returns_has_its_own_attributes() -> None:
+    class Looking(nn.Module):
+        def forward(self, x: Tensor) -> Seen:
+            return Seen(x if x.sum() >= 0 else -x)
+
+    class Described(DeadPair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.looking = Looking()
+
+        def between(self, x: Tensor) -> Tensor:
+            y: Tensor = self.looking(x).features
+            return y
+
+    compact = shrink(Described(), EXAMPLE)
+    assert sum(p.numel() for p in compact.model.parameters()) == DeadPair.FIRST
+    assert difference(Described(), compact.model, EXAMPLE) < 1e-12
 
 
 def test_hooks_of_the_network_itself_are_part_of_what_it_computes() -> None:

@@ -12,8 +12,10 @@ from pytest import MonkeyPatch, mark, raises
 from torch import Tensor, nn
 
 from pipeline.surgery import load_compact, save_compact, shrink
+from pipeline.surgery.copies import meta_twin
 from pipeline.surgery.sizes import FACTORIES, METHODS, sizes_followed
 from pipeline.surgery.trace import trace
+from pipeline.surgery.tracer import ShapeTracer
 from runtime.errors import UserError
 from tests.pipeline.surgery.nets_pair import WIDTH, DeadPair
 
@@ -134,6 +136,36 @@ def one_apart(net: Any, x: Tensor) -> Tensor:
 
 def many_apart(net: Any, x: Tensor) -> Tensor:
     return 3 * x if len(x) > 32 else 2 * x
+
+
+def test_what_runs_on_zeros_never_runs_on_many() -> None:
+    seen: list[int] = []
+
+    class Recording(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 0:
+                raise ValueError("zeros only")
+            seen.append(len(x))
+            return x
+
+    class Beside(DeadPair):
+        def __init__(self) -> None:
+            super().__init__()
+            self.opaque = Recording()
+
+        def between(self, x: Tensor) -> Tensor:
+            y: Tensor = x + self.opaque(0 * x) * float(x.shape[2])
+            return y
+
+    shrink(Beside(), EXAMPLE, verify=False)
+    assert sorted(seen) == [1, 2, 3]
+
+
+def test_a_tracer_that_is_kept_does_not_keep_the_network() -> None:
+    """einops remembers shapes it was asked for, and these refer to the tracer."""
+    tracer = ShapeTracer(EXAMPLE, model := Ones())
+    tracer.trace(meta_twin(model))
+    assert model not in vars(tracer).values()
 
 
 def test_code_that_refuses_a_number_of_images_still_does() -> None:
