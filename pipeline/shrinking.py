@@ -66,9 +66,20 @@ def shrink_network(request: Request, progress: Progress) -> dict[str, Any]:
         )
         save_compact(compact, folder, source)
     counts = compact.certificate["channels"]
+    stay = counts["dead"] - (counts["before"] - counts["after"])
+    if stay:
+        progress.note(_why_dead_stay(stay, settings.surgery.align))
     told = {f"channels_{name}": counts[name] for name in ("before", "dead", "after")}
     removed = compact.certificate["evidence"]
     return {"status": "done", "out": str(request.out), **told, "removed": removed, "max_abs_diff": difference}
+
+
+def _why_dead_stay(channels: int, align: int | str) -> str:
+    """One line for a user who expected them gone."""
+    told = f"{channels} dead channel{'s stay' if channels > 1 else ' stays'} (kept_dead in certificate.json)"
+    if align == 1:
+        return f"{told}: layers that must be equally wide, or a layer's last one"
+    return f"{told}: widths are kept as surgery.align={align} asks; --set surgery.align=1 cuts to the last"
 
 
 def _cut(

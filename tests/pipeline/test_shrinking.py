@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,33 @@ def test_proof_alone_cuts_what_the_weights_kill(network: nn.Module, capsys: pyte
     compact = load_compact(Path("out"))
     assert torch.allclose(compact(images), network(images), atol=1e-5)
     assert sum(p.numel() for p in compact.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("align", "line"),
+    [
+        ("4", "1 dead channel stays .*: widths are kept as surgery.align=4 asks; --set surgery.align=1 cuts"),
+        ("1", ""),
+    ],
+)
+def test_dead_channels_that_stay_are_told(
+    network: nn.Module, capsys: pytest.CaptureFixture[str], align: str, line: str
+) -> None:
+    """5 live channels of 6 are 6 at a multiple of 4: the layer has no more."""
+    arguments = ["--input-shape", "1,8,8", "--classes", "10", "--out", "out", "--set", f"surgery.align={align}"]
+    assert cli.command_line([*COMMON[:5], *arguments]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["channels_after"] == (6 if line else 5)
+    assert re.search(line, captured.err) if line else "dead channel" not in captured.err
+
+
+def test_the_last_channel_of_a_layer_stays(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    state = load_file("w.safetensors")
+    state["1.weight"].zero_()
+    state["1.bias"].fill_(-1.0)
+    save_file(state, "w.safetensors")
+    assert cli.command_line([*COMMON, "--input-shape", "1,8,8", "--classes", "10", "--out", "out"]) == 0
+    assert re.search("1 dead channel stays .*: layers that must be equally wide", capsys.readouterr().err)
 
 
 def test_data_cuts_what_is_dead_on_it_too(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
