@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from pipeline.progress import Progress
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.anatomy import Anatomy
 from pipeline.surgery.labels import Labels
+from pipeline.surgery.law import gap
 from pipeline.surgery.select import Choice
+from runtime.errors import UserError
 
 BATCH = 256
 
@@ -98,7 +101,12 @@ def change_of_outputs(before: Callable[[Tensor], Tensor], after: nn.Module, spli
     worst, changed, images = 0.0, 0, 0
     for x, _ in split.batches(BATCH):
         old, new = before(x), after(x)
-        worst = max(worst, float((old - new).abs().max()))
+        worst = max(worst, float(gap(old, new).max()))
         changed += int((old.argmax(1) != new.argmax(1)).sum())
         images += len(x)
+    if not math.isfinite(worst):
+        raise UserError(
+            "one of the two networks answers NaN or infinity in fp32 where the other does not",
+            "numbers, which can be compared", "mend the weights: some are so large that fp32 overflows",
+        )  # fmt: skip
     return {"images": images, "max_abs": worst, "top1_changed": changed}

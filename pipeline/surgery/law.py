@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -86,15 +86,34 @@ def fresh_inputs(example: Sequence[Tensor], batch: int, seed: int) -> tuple[Tens
 
 
 def flat(output: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+    """The tensors of an answer, in order; in containers that PyTorch does not open, too."""
+    found: list[Tensor] = []
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += flat([getattr(leaf, f.name) for f in fields(leaf)])
+        elif not callable(leaf):
+            found += flat(list(getattr(leaf, "__dict__", {}).values()))
+    return found
+
+
+def gap(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|: 0 where both are the same infinity or no number, infinite where only one is."""
+    a, b = (x if x.is_floating_point() or x.is_complex() else x.double() for x in (a, b))
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def relative(a: Any, b: Any) -> float:
-    """Largest |a - b| over the largest |b|, the worst over nested outputs."""
+    """Largest |a - b| over the largest finite |b|, the worst over nested outputs; infinite where the shapes differ."""
     worst = 0.0
     for x, y in zip(flat(a), flat(b), strict=True):
-        scale = max(float(y.abs().max()), torch.finfo(torch.float64).tiny)
-        worst = max(worst, float((x - y).abs().max()) / scale)
+        if x.shape != y.shape:
+            return torch.inf
+        sizes = torch.where(y.isfinite(), y, 0).double().abs() if not y.is_complex() else y.abs()
+        scale = max(float(sizes.max()) if sizes.numel() else 0.0, torch.finfo(torch.float64).tiny)
+        worst = max(worst, float(gap(x, y).max()) / scale if x.numel() else 0.0)
     return worst
 
 
@@ -139,7 +158,7 @@ def answers(model: nn.Module, sets: Sequence[tuple[str, tuple[Tensor, ...]]], mo
     """What the network answers to each set of inputs, in float64; UserError where it cannot."""
     try:
         with mode:
-            return [model(*inputs) for _, inputs in sets]
+            found = [model(*inputs) for _, inputs in sets]
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever code of the user raises
@@ -148,6 +167,14 @@ def answers(model: nn.Module, sets: Sequence[tuple[str, tuple[Tensor, ...]]], mo
             "a network that can be computed in float64, in which the law is checked",
             "let its code take float64, or call shrink(..., verify=False), which checks nothing",
         ) from error
+    for (name, _), answer in zip(sets, found, strict=True):
+        if not any(bool(t.isfinite().any()) for t in flat(answer)):
+            raise UserError(
+                f"the network answers no finite number to {name} inputs",
+                "tensors with numbers, which the law compares",
+                "mend its weights or what it returns, or call shrink(..., verify=False), which checks nothing",
+            )
+    return found
 
 
 def _ran(compact: nn.Module, x: tuple[Tensor, ...], inputs: str) -> Any:

@@ -163,6 +163,9 @@ class ShapeTracer(fx.Tracer):
             return tuple(map(self.create_arg, a))
         if type(a) in _NUMBERS or (type(a) is dict and not a):
             return a
+        named = getattr(type(a), "__dataclass_fields__", None)
+        if named is not None and isinstance(a, dict):  # as Hugging Face's answers are; fx would make a plain dict of it
+            return self.create_node("call_function", type(a), (), {n: self.create_arg(getattr(a, n)) for n in named})
         if isinstance(a, Tensor) and not self.tensor_attrs.get(a, CONSTANT).startswith(CONSTANT):
             del self.tensor_attrs[a]  # an attribute that is no buffer: fx gives it a name that the network does not use
         node = super().create_arg(a)

@@ -22,7 +22,7 @@ def difference(
     inputs = [torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64) for x in example]
     left = answers(copy.deepcopy(model).double().eval()(*inputs))
     right = answers(copy.deepcopy(compact).double().eval()(*inputs))
-    assert [a.shape for a in left] == [b.shape for b in right]
+    assert left and [a.shape for a in left] == [b.shape for b in right]
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)) for a, b in zip(left, right, strict=True))
 
 

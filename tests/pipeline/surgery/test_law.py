@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.surgery import law, rebuild, rules, shrink
+from pipeline.surgery import evidence, law, rebuild, rules, shrink
 from pipeline.surgery.cut import Cut
 from pipeline.surgery.entries import Copies, cut_tensor
 from pipeline.surgery.rules import convolution, layers
@@ -111,3 +115,91 @@ def test_relative_difference_is_of_the_largest_answer() -> None:
     assert law.relative(a, b) == pytest.approx(0.5 / 4)
     assert law.relative((a, {"x": b}), (a, {"x": b})) == 0.0
     assert law.relative(torch.zeros(2), torch.zeros(2)) == 0.0
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    more: Any = None
+
+
+@dataclass
+class Named(OrderedDict[str, Any]):
+    """An answer that is a dict and has fields, as those of Hugging Face's networks."""
+
+    logits: Any = None
+    features: Any = None
+
+    def __post_init__(self) -> None:
+        self["logits"] = self.logits
+
+
+def test_tensors_are_found_in_any_container() -> None:
+    a, b, c = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
+    found = law.flat([{"x": a}, Answer(b, SimpleNamespace(inner=[c], name="c")), None, len])
+    assert [float(t) for t in found] == [0.0, 1.0, 2.0]
+
+
+def test_what_is_no_number_is_compared_too() -> None:
+    nan, inf = torch.nan, torch.inf
+    same = torch.tensor([1.0, nan, inf, -inf])
+    assert law.relative(same, same.clone()) == 0.0
+    for i, other in ((0, nan), (0, inf), (1, 0.0), (2, -inf), (2, 1.0), (3, nan)):
+        changed = same.clone()
+        changed[i] = other
+        assert law.relative(changed, same) == inf and law.relative(same, changed) == inf
+    assert law.relative(torch.tensor([1.0, inf]), torch.tensor([2.0, inf])) == 0.5  # of the largest finite answer
+    assert law.relative(torch.zeros(3, 1), torch.zeros(3)) == inf
+    assert law.relative(torch.zeros(0, 2), torch.zeros(0, 2)) == 0.0
+    assert law.relative(torch.tensor([True, False]), torch.tensor([True, True])) == 1.0
+    assert law.relative(torch.tensor([3j]), torch.tensor([4j])) == 0.25
+
+
+@pytest.mark.parametrize(
+    "last",
+    [lambda x: x / (x - x), lambda x: x / 0 * x.sign(), lambda x: None, lambda x: SimpleNamespace(), lambda x: ()],
+)
+def test_an_answer_without_a_number_is_no_proof(last: Callable[[Tensor], Any]) -> None:
+    model = net(lambda m, x: last(m.conv(x)), conv=conv(3, 4))
+    with pytest.raises(UserError, match="answers no finite number to random, batch 2 inputs"):
+        shrink(model, image())
+
+
+@pytest.mark.parametrize("answer", [Answer, Named])
+def test_an_answer_with_fields_is_compared_and_returned(monkeypatch: pytest.MonkeyPatch, answer: type) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return answer(m.fc(pooled(F.relu(m.conv(x)))))
+
+    model = net(forward, conv=conv(3, 4), fc=nn.Linear(4, 3))
+    still(model.conv, (1,))
+    compact = shrink(model, image())
+    x = torch.randn(3, 3, 8, 8)
+    got: Any = compact.model(x)
+    assert got.__class__ is answer and compact.model.get_parameter("conv.weight").shape[0] == 3
+    torch.testing.assert_close(got.logits, model(x).logits)
+    right = layers._outgoing
+    monkeypatch.setattr(layers, "_outgoing", lambda a, w, i: (right(a, w, i)[0] * 0 + 1, right(a, w, i)[1]))
+    with pytest.raises(UserError, match="differs by"):
+        shrink(model, image())
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_outputs_that_are_no_numbers_in_fp32_are_told(broken: float) -> None:
+    """Two images; the second of one network's answers is no number, and no largest change hides it."""
+
+    class Images:
+        @staticmethod
+        def batches(size: int) -> Iterator[tuple[Tensor, None]]:
+            yield torch.ones(2, 3), None
+
+    def spoilt(x: Tensor) -> Tensor:
+        out = x.clone()
+        out[1, 0] = broken
+        return out
+
+    images: Any = Images()
+    whole = nn.Identity()
+    told = evidence.change_of_outputs(lambda x: x + torch.tensor([0.0, 0.5, 0.0]), whole, images)
+    assert told == {"images": 2, "max_abs": 0.5, "top1_changed": 2}
+    with pytest.raises(UserError, match="NaN or infinity in fp32"):
+        evidence.change_of_outputs(spoilt, whole, images)
