@@ -175,7 +175,7 @@ def test_an_answer_with_fields_is_compared_and_returned(monkeypatch: pytest.Monk
     compact = shrink(model, image())
     x = torch.randn(3, 3, 8, 8)
     got: Any = compact.model(x)
-    assert got.__class__ is answer and compact.model.get_parameter("conv.weight").shape[0] == 3
+    assert type(got).__name__ == answer.__name__ and compact.model.get_parameter("conv.weight").shape[0] == 3
     torch.testing.assert_close(got.logits, model(x).logits)
     right = layers._outgoing
     monkeypatch.setattr(layers, "_outgoing", lambda a, w, i: (right(a, w, i)[0] * 0 + 1, right(a, w, i)[1]))
