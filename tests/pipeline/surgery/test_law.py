@@ -117,7 +117,7 @@ def test_relative_difference_is_of_the_largest_answer() -> None:
     assert law.relative(torch.zeros(2), torch.zeros(2)) == 0.0
 
 
-@dataclass
+@dataclass(slots=True)
 class Answer:
     logits: Tensor
     more: Any = None
