@@ -30,10 +30,7 @@ Recast = Callable[["Cut"], Value]
 Result = tuple[Value, Recast]
 Rule = Callable[["Analysis", fx.Node], "Result | None"]
 # What a rule raises on a call that it was not written for.
-UNEXPECTED = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
-    ValueError,
-)  # fmt: skip
+UNEXPECTED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
