@@ -85,16 +85,18 @@ def fresh_inputs(example: Sequence[Tensor], batch: int, seed: int) -> tuple[Tens
     return tuple(out)
 
 
-def flat(output: Any) -> list[Tensor]:
-    """The tensors of an answer, in order; in containers that PyTorch does not open, too."""
+def flat(output: Any, above: tuple[int, ...] = ()) -> list[Tensor]:
+    """The tensors of an answer, in order; in containers that PyTorch does not open, too, but not in those `above`."""
     found: list[Tensor] = []
     for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif id(leaf) in above:
+            continue  # a container that refers to one it is in
         elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += flat([getattr(leaf, f.name) for f in fields(leaf)])
+            found += flat([getattr(leaf, f.name) for f in fields(leaf)], (*above, id(leaf)))
         elif not callable(leaf):
-            found += flat(list(getattr(leaf, "__dict__", {}).values()))
+            found += flat(list(getattr(leaf, "__dict__", {}).values()), (*above, id(leaf)))
     return found
 
 

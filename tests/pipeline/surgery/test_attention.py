@@ -100,7 +100,7 @@ def test_a_causal_mask_and_weights_that_are_read(tmp_path: Path) -> None:
     assert torch.equal(load_compact(tmp_path, made())(x), compact.model.eval()(x))
 
 
-def test_an_encoder_layer_with_a_mask_is_taken(tmp_path: Path) -> None:
+def test_an_encoder_layer_with_a_mask_is_taken() -> None:
     def masked(m: Any, x: Tensor) -> Any:
         return m.head(m.layer(x, src_mask=m.mask, is_causal=True).mean(1))
 

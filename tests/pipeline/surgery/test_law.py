@@ -138,6 +138,9 @@ def test_tensors_are_found_in_any_container() -> None:
     a, b, c = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
     found = law.flat([{"x": a}, Answer(b, SimpleNamespace(inner=[c], name="c")), None, len])
     assert [float(t) for t in found] == [0.0, 1.0, 2.0]
+    loop = SimpleNamespace(inner=Answer(a))
+    loop.inner.more = [loop, b]
+    assert [float(t) for t in law.flat(loop)] == [0.0, 1.0]
 
 
 def test_what_is_no_number_is_compared_too() -> None:
