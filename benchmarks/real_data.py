@@ -1,6 +1,7 @@
 """Real data sets for benchmarks, from a folder that has a `load.py` with a function for each set.
 
-`cifar10("train" | "test")`, `fashion_mnist(...)` return x uint8 (N, H, W[, 3]), y uint8 (N,) and the classes' names.
+`cifar10("train" | "test")`, `fashion_mnist(...)` return x uint8 (N, H, W[, 3]), y uint8 (N,) and the classes' names;
+`tiny_imagenet100` has its training images in two parts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pipeline.data import Dataset, arrays
 from pipeline.data.sources import Raw
 from runtime.errors import UserError
 
+PARTS = {"tiny_imagenet100": (("train_0", "train_1"), "val")}
+"""Of a set's training images, and of its test images."""
 DEFAULT = Path(os.environ.get("DEMPORT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -28,8 +31,10 @@ def dataset(name: str, folder: Path, side: int | None = None, n: int | None = No
         raise UserError(f"there is no {path}", "a folder with the data sets", "set DEMPORT_DATA or --data")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    x_train, y_train, names = getattr(module, name)("train")
-    x_test, y_test, _ = getattr(module, name)("test")
+    train, test = PARTS.get(name, (("train",), "test"))
+    parts = [getattr(module, name)(part) for part in train]
+    x_train, y_train = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+    x_test, y_test, names = getattr(module, name)(test)
     x_train, x_test = (smaller(np.asarray(x), side) for x in (x_train[:n], x_test))
     labels = (np.asarray(y).astype(np.int64) for y in (y_train[:n], y_test))
     y_first, y_second = labels

@@ -14,12 +14,14 @@ import onnx
 import pytest
 import torch
 
-from benchmarks import methods, peers
+from benchmarks import contenders, methods, peers, real_data
+from benchmarks.contenders import Recipe
 from benchmarks.training import first
 from pipeline import config
 from pipeline.data import Dataset, load
 from pipeline.models import build
-from runtime.errors import EXIT_INCONCLUSIVE, EXIT_PASS
+from pipeline.training.optimizer import optimizer_for
+from runtime.errors import EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_USAGE, UserError
 from runtime.macs import macs
 
 
@@ -46,11 +48,11 @@ def test_shares_left_out_are_not_trained_and_sets_do_not_share_a_folder() -> Non
     assert {amount for method, amount, _ in listed if not method.startswith("demp")} == {1.0, 0.2}
     assert len(listed) == 3 * (1 + len(methods.SHARES[0.2]) + sum(map(len, methods.STRENGTHS.values())))
     points = [{"seed": seed, "amount": amount} for _, amount, seed in listed]
-    told = methods.document(given, points)["command"]
+    told = methods.document(given, points, 0.0)["command"]
     assert told.endswith("--set fashion_mnist --side 16 --epochs 12 --seeds 0 1 2 --shares 0.2")
-    assert given.work != methods.arguments_of(["--out", "a.json"]).work
+    assert given.work != methods.arguments_of(["--out", "b.json"]).work
     more = [{"seed": 0, "amount": share} for share in methods.SHARES]  # what a run finds in the file counts too
-    assert "--shares" not in methods.document(given, [*points, *more])["command"]
+    assert "--shares" not in methods.document(given, [*points, *more], 0.0)["command"]
 
 
 def test_what_was_asked_is_said_in_words() -> None:
@@ -58,19 +60,23 @@ def test_what_was_asked_is_said_in_words() -> None:
     assert [methods.asked(case) for case in cases] == ["", "35 % of the MACs", "lambda 0.003"]
 
 
-def test_the_narrow_network_is_the_nearest_in_macs(few: Dataset) -> None:
+@pytest.mark.parametrize("asked", [0.02, 0.2, 0.35, 0.97])
+@pytest.mark.parametrize("model", ["demo:resnet", "cifar:resnet18"])
+def test_the_narrow_network_is_the_nearest_in_macs(model: str, asked: float, few: Dataset) -> None:
+    recipe = Recipe(model, width=16)
+
     def share(width: int) -> float:
-        one, whole = (build(methods.model_of(w), num_classes=10, input_shape=(1, 8, 8)) for w in (width, methods.WIDTH))
+        one, whole = (build(recipe.model_of(w), num_classes=10, input_shape=(1, 8, 8)) for w in (width, 16))
         return macs(one, (1, 8, 8)) / macs(whole, (1, 8, 8))
 
-    width = methods.narrow_width(0.35, few)
-    assert abs(share(width) - 0.35) < min(abs(share(width - 1) - 0.35), abs(share(width + 1) - 0.35))
+    nearest = min(range(2, 16), key=lambda width: abs(share(width) - asked))
+    assert recipe.narrow_width(asked, few) == nearest
 
 
 @pytest.fixture
 def given(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> methods.Given:
     monkeypatch.setattr(methods, "data_of", lambda given: few)
-    return methods.Given(tmp_path / "out.json", tmp_path, tmp_path, "digits", 8, (0,), 4, 1, math.inf)
+    return methods.Given(tmp_path / "out.json", tmp_path, tmp_path, "digits", 8, (0,), 1, recipe=Recipe(epochs=4))
 
 
 @pytest.mark.parametrize("method", ["narrow", "steered macs", "slimming"])
@@ -89,9 +95,9 @@ def test_only_aligned_runs_keep_multiples(
     method: str, align: int, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[config.Demp, int]] = []
-    monkeypatch.setattr(methods, "train_demp", lambda section, task, align: told.append((section, align)))
-    monkeypatch.setattr(methods, "trained_network", lambda *_: None)
-    methods.trained_by((method, 0.2, 0), few, 4, 1, tmp_path)
+    monkeypatch.setattr(contenders, "train_demp", lambda section, task, align: told.append((section, align)))
+    monkeypatch.setattr(contenders, "trained_network", lambda *_: None)
+    contenders.trained_by((method, 0.2, 0), Recipe(), few, 1, tmp_path)
     ((section, asked),) = told
     assert asked == align and section.cost == method.split()[1]
     assert (section.target.macs if section.target else section.lambda_peak) == 0.2
@@ -115,7 +121,11 @@ def test_the_whole_command_goes_on_where_it_was_and_times_at_the_end(
     monkeypatch.setattr(methods, "arguments_of", lambda _: dataclasses.replace(given, limit_s=0.0))
     assert methods.main([]) == EXIT_INCONCLUSIVE and made == []
     monkeypatch.setattr(methods, "arguments_of", lambda _: given)
-    assert methods.main([]) == methods.main([]) == EXIT_PASS
+    assert methods.main([]) == EXIT_PASS
+    seconds = json.loads(given.out.read_text())["seconds"]
+    assert methods.main([]) == EXIT_PASS
+    trained_s = sum(p["training_s"] for p in json.loads(given.out.read_text())["points"])
+    assert seconds > trained_s
     assert made == [("dense", 1.0, 0), ("narrow", 0.35, 0)]
     dense, narrow = json.loads(given.out.read_text())["points"]
     assert dense["macs_pct"] == 100.0 and narrow["macs"] < dense["macs"]
@@ -125,7 +135,8 @@ def test_the_whole_command_goes_on_where_it_was_and_times_at_the_end(
     monkeypatch.setattr(methods, "arguments_of", lambda _: dataclasses.replace(given, retime=True))
     assert methods.main([]) == EXIT_PASS
     assert [p["speedup"] for p in json.loads(given.out.read_text())["points"]] != [dense["speedup"], narrow["speedup"]]
-    assert json.loads(given.out.read_text())["command"].endswith("--retime")
+    again = json.loads(given.out.read_text())
+    assert again["command"].endswith("--retime") and again["seconds"] > seconds
 
 
 class Inline:
@@ -134,16 +145,129 @@ class Inline:
     map = staticmethod(map)
 
 
+def test_what_times_networks_while_it_trains_runs_alone_and_last(
+    given: methods.Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools: list[list[methods.Case]] = []
+
+    class Noting:
+        def __init__(self, workers: int, context: Any) -> None:
+            pools.append([("workers", workers, 0)])
+
+        def __enter__(self) -> Noting:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def map(self, work: Any, some: list[methods.Case]) -> list[methods.Point]:
+            pools[-1] += some
+            return [{"case": case} for case in some]
+
+    monkeypatch.setattr(methods, "ProcessPoolExecutor", Noting)
+    listed = [("steered latency", 0.2, 0), ("dense", 1.0, 0), ("steered latency", 0.2, 1), ("steered macs", 0.2, 0)]
+    made = [point["case"] for point in methods.runs(dataclasses.replace(given, workers=3), listed)]
+    assert made == [listed[1], listed[3], listed[0], listed[2]]
+    assert pools == [[("workers", 3, 0), listed[1], listed[3]], [("workers", 1, 0), listed[0], listed[2]]]
+
+
+def test_every_option_that_is_not_the_default_is_in_the_command_told() -> None:
+    asked = "--set tiny_imagenet100 --side 64 --epochs 60 --seeds 3 --model cifar:resnet18 --width 64"
+    more = " --optimizer adamw --batch 256 --amp none --device cuda --shares 0.2 --workers 1 --compile --retime"
+    given = methods.arguments_of(["--out", "x.json", *(asked + more).split()])
+    assert given.recipe == Recipe("cifar:resnet18", 64, 60, "adamw", 256, "none", True, "cuda")
+    told = methods.document(given, [{"seed": 3, "amount": amount} for amount in (1.0, 0.2)], 7.0)
+    assert told["command"] == f"python -m benchmarks.methods --out benchmarks/results/x.json {asked}{more}"
+    assert told["recipe"]["optimizer"] == "adamw" and told["recipe"]["set"] == "tiny_imagenet100"
+
+
+def test_a_file_that_was_measured_otherwise_is_not_gone_on_with(
+    given: methods.Given, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = methods.document(given, [], 0.0)
+    other_machine = {**whole, "environment": {**whole["environment"], "cpu": "another"}}
+    longer = {**whole, "recipe": {**whole["recipe"], "epochs": 5}}
+    monkeypatch.setattr(methods, "arguments_of", lambda _: given)
+    for before in (other_machine, longer, {k: v for k, v in whole.items() if k != "recipe"}):
+        given.out.write_text(text := json.dumps(before))
+        assert methods.main([]) == EXIT_USAGE and given.out.read_text() == text
+        assert capsys.readouterr().err.count("\n") == 1
+    given.out.write_text(json.dumps(whole))
+    assert methods.before(given) == ([], 0.0)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_trained(
+    given: methods.Given, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = dataclasses.replace(given, recipe=Recipe(device="cuda"))
+    monkeypatch.setattr(methods, "arguments_of", lambda _: asked)
+    assert methods.main([]) == EXIT_USAGE and not given.out.exists()
+    assert capsys.readouterr().err.startswith("error: no CUDA device")
+
+
+needs_torch_pruning = pytest.mark.skipif(
+    importlib.util.find_spec("torch_pruning") is None, reason="torch-pruning is not installed"
+)
+
+
+@needs_torch_pruning
 def test_the_peers_train_for_as_many_steps(few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the epochs with the regulariser, half after the cut; each image is seen once in an epoch."""
-    if importlib.util.find_spec("torch_pruning") is None:
-        pytest.skip("torch-pruning is not installed")
-    seen: list[tuple[int, int, bool]] = []
+    seen: list[tuple[range, bool]] = []
 
-    def fit(network: Any, data: Dataset, seed: int, epochs: int, first: int, shared: Any, pruner: Any) -> None:
-        seen.append((epochs, first, pruner is not None))
+    def fit(network: Any, data: Dataset, seed: int, epochs: range, section: Any, device: Any, pruner: Any) -> None:
+        assert section.epochs == 5 and device.type == "cpu"
+        seen.append((epochs, pruner is not None))
 
     monkeypatch.setattr(peers, "fit", fit)
     torch.manual_seed(0)
-    methods.trained_by(("group norm", 0.35, 0), few, 5, 1, tmp_path)
-    assert seen == [(2, 0, True), (3, 2, False)]
+    contenders.trained_by(("group norm", 0.35, 0), Recipe(epochs=5), few, 1, tmp_path)
+    assert seen == [(range(2), True), (range(2, 5), False)]
+
+
+@needs_torch_pruning
+def test_a_share_that_a_peer_cannot_reach_is_told(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "fit", lambda *_: None)
+    with pytest.raises(UserError, match=r"group norm ends at .* of the MACs; 0.0001"):
+        contenders.trained_by(("group norm", 0.0001, 0), Recipe(epochs=2), few, 1, tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_of_peers_decay_as_strongly_as_ours(optimizer: str, few: Dataset) -> None:
+    """Without gradients, and momentum given the time it takes, both shrink a weight alike: by lr * decay a step."""
+    section = config.Training(**{**Recipe(optimizer=optimizer).keys(), "epochs": 1})
+    theirs, ours = (torch.nn.Linear(1, 1, bias=False) for _ in range(2))
+    for layer in (theirs, ours):
+        torch.nn.init.ones_(layer.weight)
+    inner, own = peers.optimizer_of(section, theirs), optimizer_for(section, list(ours.parameters()))
+    for group in inner.param_groups:
+        group["lr"] = 0.001
+    for _ in range(2000):
+        theirs.weight.grad, ours.weight.grad = torch.zeros(1, 1), torch.zeros(1, 1)
+        inner.step()
+        own.step(0.001)
+    expected = pytest.approx(math.exp(-2000 * 0.001 * section.weight_decay), rel=2e-4)
+    assert theirs.weight.item() == expected and ours.weight.item() == expected
+
+
+def test_several_parts_of_a_training_set_are_one(tmp_path: Path) -> None:
+    """As Tiny-ImageNet's 100 classes come: train_0, train_1 and val."""
+    (tmp_path / "load.py").write_text(LOADER)
+    data = real_data.dataset("tiny_imagenet100", tmp_path)
+    assert (len(data.train), len(data.test), data.input_shape, len(data.names)) == (8, 3, (3, 4, 4), 2)
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
+    assert len(real_data.dataset("tiny_imagenet100", tmp_path, n=5).train) == 5
+
+
+LOADER = """
+import numpy as np
+
+
+def tiny_imagenet100(part):
+    labels = {"train_0": [0, 1, 0, 1], "train_1": [1, 0, 1, 0], "val": [0, 0, 1]}[part]
+    rng = np.random.default_rng(len(part))
+    return rng.integers(0, 255, (len(labels), 4, 4, 3), np.uint8), np.array(labels, np.uint8), ["a", "b"]
+"""
