@@ -20,6 +20,7 @@ OWN = {
     "demo:resnet": "pipeline.networks.demo:resnet",
     "cifar:resnet18": "pipeline.networks.cifar:resnet18",
     "cifar:resnet20": "pipeline.networks.cifar:resnet20",
+    "cifar:resnet50": "pipeline.networks.cifar:resnet50",
     "cifar:resnet56": "pipeline.networks.cifar:resnet56",
     "cifar:vgg16_bn": "pipeline.networks.cifar:vgg16_bn",
 }

@@ -11,23 +11,56 @@ VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512,
 InputShape = tuple[int, int, int]
 
 
-class ResNet18(nn.Module):
-    """Four stages of two blocks, `width` to 8 `width` channels; 3x3 stem of stride 1, no max-pool, projected skips.
+class Bottleneck(nn.Module):
+    """1x1 to `width` channels, 3x3 with the stride, 1x1 to four times as many; as in He et al. (2015), section 4.1."""
 
-    At width 64 its ReLUs put out 3,904 channels: the network of the DemP paper (arXiv 2403.07688).
+    WIDER = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = self.WIDER * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu1, self.relu2, self.relu3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.skip = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))))
+        z: Tensor = self.relu3(self.bn3(self.conv3(y)) + self.skip(x))
+        return z
+
+
+class ResNet(nn.Module):
+    """Four stages of `blocks` blocks, `width` to 8 `width` channels (in the middle of bottlenecks); 3x3 stem of stride
+    1, no max-pool, projected skips.
+
+    With two plain blocks each and width 64 its ReLUs put out 3,904 channels: the network of the DemP paper
+    (arXiv 2403.07688).
     """
 
-    def __init__(self, channels: int, num_classes: int, width: int) -> None:
+    def __init__(
+        self, block: type[Block | Bottleneck], blocks: tuple[int, ...], channels: int, num_classes: int, width: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            nn.Sequential(Block(widths[k], widths[k + 1], 1 if k == 0 else 2), Block(widths[k + 1], widths[k + 1], 1))
-            for k in range(4)
-        )
-        self.linear = nn.Linear(widths[-1], num_classes)
+        wider = Bottleneck.WIDER if block is Bottleneck else 1
+        inputs, stages = width, []
+        for k, count in enumerate(blocks):
+            stage: list[nn.Module] = []
+            for number in range(count):
+                stage.append(block(inputs, width << k, 2 if k and not number else 1))
+                inputs = wider * width << k
+            stages.append(nn.Sequential(*stage))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.linear = nn.Linear(inputs, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))
@@ -120,7 +153,11 @@ class Vgg16(nn.Module):
 
 
 def resnet18(*, num_classes: int, input_shape: InputShape, width: int = 64) -> nn.Module:
-    return ResNet18(input_shape[0], num_classes, width)
+    return ResNet(Block, (2, 2, 2, 2), input_shape[0], num_classes, width)
+
+
+def resnet50(*, num_classes: int, input_shape: InputShape, width: int = 64) -> nn.Module:
+    return ResNet(Bottleneck, (3, 4, 6, 3), input_shape[0], num_classes, width)
 
 
 def resnet20(*, num_classes: int, input_shape: InputShape, width: int = 16) -> nn.Module:

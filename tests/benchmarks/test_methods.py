@@ -106,9 +106,9 @@ def test_only_aligned_runs_keep_multiples(
 def test_the_whole_command_goes_on_where_it_was_and_times_at_the_end(
     given: methods.Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[methods.Case] = []
+    made: list[contenders.Case] = []
 
-    def trained(case: methods.Case, given: methods.Given) -> methods.Point:
+    def trained(case: contenders.Case, given: methods.Given) -> methods.Point:
         made.append(case)
         return point_of(case, given)
 
@@ -148,7 +148,7 @@ class Inline:
 def test_what_times_networks_while_it_trains_runs_alone_and_last(
     given: methods.Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pools: list[list[methods.Case]] = []
+    pools: list[list[contenders.Case]] = []
 
     class Noting:
         def __init__(self, workers: int, context: Any) -> None:
@@ -160,7 +160,7 @@ def test_what_times_networks_while_it_trains_runs_alone_and_last(
         def __exit__(self, *_: object) -> None:
             return None
 
-        def map(self, work: Any, some: list[methods.Case]) -> list[methods.Point]:
+        def map(self, work: Any, some: list[contenders.Case]) -> list[methods.Point]:
             pools[-1] += some
             return [{"case": case} for case in some]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from pipeline import config
@@ -71,6 +72,16 @@ def test_resnet18_puts_out_3904_channels() -> None:
     assert sum(outputs) == 3904
 
 
+def test_resnet50_is_torchvision_s_with_the_stem_of_small_images() -> None:
+    theirs = torchvision.models.resnet50(num_classes=10).eval()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    ours = made("cifar:resnet50").eval()
+    names = {name: name.replace("downsample", "skip").replace("fc", "linear") for name in theirs.state_dict()}
+    ours.load_state_dict({names[name]: value for name, value in theirs.state_dict().items()})
+    x = torch.randn(2, *COLOUR, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours(x), theirs(x)) and bool(ours(x).abs().max() > 0)
+
+
 def test_vgg16_has_thirteen_convolutions_and_three_linear_layers() -> None:
     model = made("cifar:vgg16_bn", hidden=64)
     assert widths(model, 3) == [64, 64, 128, 128, 256, 256, 256] + [512] * 6
@@ -95,7 +106,9 @@ def test_padded_skip_takes_every_second_pixel_and_pads_channels_on_both_sides() 
     assert not y[0, [0, 3]].any()
 
 
-@pytest.mark.parametrize("name", ["demo:resnet", "cifar:resnet18", "cifar:resnet20", "cifar:vgg16_bn"])
+@pytest.mark.parametrize(
+    "name", ["demo:resnet", "cifar:resnet18", "cifar:resnet20", "cifar:resnet50", "cifar:vgg16_bn"]
+)
 def test_own_networks_can_be_traced(name: str) -> None:
     args: dict[str, object] = {"hidden": 64} if name == "cifar:vgg16_bn" else {"width": 16}
     model = made(name, COLOUR, **args).eval()
