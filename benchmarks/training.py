@@ -1,12 +1,14 @@
 """What DemP's own work costs a step, and what removing channels on the way saves.
 
     python -m benchmarks.training --out benchmarks/results/training.cpu.json
+    python -m benchmarks.training --out benchmarks/results/training.gpu.json --device cuda --fast --width 64
 
-`own work`: a plain training and one with penalty and noise take turns on the same images, pass by pass; the census is
-timed apart and counted once in an epoch of the whole training set, as the quickstart's and the paper's rhythms have it
-at most. `removals`: a training of the dense network, and one that is steered to a fifth of its MACs while it trains,
-both to the end, with the tests after each epoch and all censuses and removals; the fifth is reached after --reached-at
-of the training, one training for each share given. Exit 1 where a promise is missed.
+`own work`: a plain training and one with penalty and noise take turns on the same images, a step each on a CPU, twenty
+on a GPU; their medians are compared with a 95 % interval (runtime/bootstrap.py). The census is timed apart and counted
+once in an epoch of the whole training set, as the quickstart's and the paper's rhythms have it at most. `removals`: a
+training of the dense network, and one that is steered to a fifth of its MACs while it trains, both to the end, with the
+tests after each epoch and all censuses and removals; the fifth is reached after --reached-at of the training, one
+training for each share given. Exit 1 where a promise is missed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import real_data
@@ -31,21 +34,27 @@ from pipeline import config
 from pipeline.data import Dataset
 from pipeline.models import build
 from pipeline.progress import Silent
-from pipeline.training.compute import Compute
+from pipeline.training.compute import compute_of
 from pipeline.training.history import History
 from pipeline.training.latency import Stopwatch
 from pipeline.training.loop import Loop, steps_per_epoch
 from pipeline.training.methods.demp import Demp
 from pipeline.training.methods.plain import Plain
+from pipeline.training.ranks import ALONE
+from pipeline.training.repeatable import torch_device
 from pipeline.training.stage import Task, Trained, train_demp, train_dense
+from runtime.bootstrap import ratio_interval
 from runtime.device import environment
-from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS
+from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS, EXIT_USAGE, UserError
 
 ALLOWED_PCT = {"cpu": 5.0, "cuda": 3.0}
 ALLOWED_RATIO = 0.7
 ALLOWED_PARAMS_PCT = 20
-PASSES = 25
-"""Of which the first warms up."""
+TURNS, WARM_UP = 200, 5
+"""Of each training, and those of them that do not count."""
+STEPS = {"cpu": 1, "cuda": 20}
+"""Of a turn: a GPU is waited for after each."""
+FAST: dict[str, Any] = {"amp": "bf16", "channels_last": True, "compile": True}
 TEST_IMAGES = 1000
 """Of the comparison of whole trainings, which look at them after each epoch."""
 ALIGN = 8
@@ -53,32 +62,35 @@ ALIGN = 8
 Point = dict[str, Any]
 
 
-def own_work(model: config.Model, data: Dataset, device: torch.device, images: int, batch: int) -> Point:
-    """The share by which penalty, noise and census make a plain step longer; passes over `images` take turns."""
-    few = dataclasses.replace(data, train=first(data.train, images))
-    shared: dict[str, Any] = {"epochs": PASSES, "batch_size": batch, "lr": 0.01}
+def own_work(model: config.Model, data: Dataset, device: torch.device, batch: int, fast: bool = False) -> Point:
+    """The share by which penalty, noise and census make a plain step longer."""
+    steps, whole = STEPS[device.type], steps_per_epoch(data.train, batch)
+    data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
+    few = dataclasses.replace(data, train=first(data.train, steps * batch))
+    shared: dict[str, Any] = {"epochs": TURNS, "batch_size": batch, "lr": 0.01, **(FAST if fast else {})}
+    plain = config.Training(**shared)
     demp = config.Demp(**shared, lambda_peak=1e-4, prune_every="end")
-    steps, whole = steps_per_epoch(few.train, batch), steps_per_epoch(data.train, batch)
     method = Demp(demp, data.train, Stopwatch(data.input_shape), seed=0, steps_per_epoch=steps)
     loops = []
-    for section, one in ((config.Training(**shared), Plain(data.train)), (demp, method)):
+    for section, one in ((plain, Plain(data.train)), (demp, method)):
         torch.manual_seed(0)
-        network = build(model, num_classes=len(data.names), input_shape=data.input_shape).to(device)
-        loops.append(Loop(section, network, few, one, 0, History(None), Silent(), Compute(device)))
-    taken: list[list[float]] = [[], []]
-    for k in range(PASSES):
+        compute = compute_of(section, device, ALONE)
+        network = compute.placed(build(model, num_classes=len(data.names), input_shape=data.input_shape))
+        loops.append(Loop(section, network, few, one, 0, History(None), Silent(), compute))
+    taken = np.empty((2, TURNS))
+    for k in range(TURNS):
         for i in (0, 1) if k % 2 == 0 else (1, 0):
-            taken[i].append(timed(lambda i=i, k=k: loops[i]._train_epoch(k), device))
-    census = [timed(lambda k=k: method._census(k), device) for k in range(3)]
-    plain_ms = 1e3 * statistics.median(taken[0][1:]) / steps
-    ratios = [b / a for a, b in zip(taken[0][1:], taken[1][1:], strict=True)]
-    step_pct = 100 * (statistics.median(ratios) - 1)
-    census_pct = 100 * 1e3 * statistics.median(census) / (plain_ms * whole)
+            taken[i, k] = timed(lambda i=i, k=k: loops[i]._train_epoch(k), device)
+    census = [timed(lambda k=k: method._census(k), device) for k in range(5)]
+    counted = taken[:, WARM_UP:, None]
+    plain_s = float(np.median(counted[0])) / steps
+    census_pct = 100 * statistics.median(census) / (plain_s * whole)
+    step_pct, low, high = (100 * (ratio - 1) for ratio in ratio_interval(counted[1], counted[0]))
     return {
-        "measured": "own work", "network": network_name(model), "passes": PASSES - 1, "steps": steps, "batch": batch,
-        "plain_step_ms": plain_ms, "penalty_and_noise_pct": step_pct, "census_pct": census_pct,
-        "cost_pct": step_pct + census_pct, "cost_low_pct": 100 * (min(ratios) - 1) + census_pct,
-        "cost_high_pct": 100 * (max(ratios) - 1) + census_pct, "allowed_pct": ALLOWED_PCT[device.type],
+        "measured": "own work", "network": network_name(model), "turns": TURNS - WARM_UP, "steps": steps,
+        "batch": batch, "fast": fast, "plain_step_ms": 1e3 * plain_s, "penalty_and_noise_pct": step_pct,
+        "census_pct": census_pct, "cost_pct": step_pct + census_pct, "cost_low_pct": low + census_pct,
+        "cost_high_pct": high + census_pct, "allowed_pct": ALLOWED_PCT[device.type],
     }  # fmt: skip
 
 
@@ -102,7 +114,7 @@ def timed(work: Any, device: torch.device) -> float:
 
 def removals(model: config.Model, data: Dataset, given: argparse.Namespace, batch: int) -> list[Point]:
     """Dense beside steered to 20 % of the weights, by way of the MACs that lead there."""
-    shared: dict[str, Any] = {"epochs": given.epochs, "batch_size": batch, "lr": 0.05}
+    shared: dict[str, Any] = {"epochs": given.epochs, "batch_size": batch, "lr": 0.05, **(FAST if given.fast else {})}
     points: list[Point] = []
     dense = config.Training(**shared)
     with tempfile.TemporaryDirectory() as folder:
@@ -156,47 +168,54 @@ def which(point: Point) -> str:
 
 def command_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
     """With every option that is not as it is by default."""
-    told = {name: value for name, value in vars(given).items() if name not in ("out", "data")}
-    options = []
-    for name, value in told.items():
-        if value != parser.get_default(name):
-            several = value if isinstance(value, list) else [value]
-            options.append(f"--{name.replace('_', '-')} {' '.join(shlex.quote(str(one)) for one in several)}")
-    return " ".join([f"python -m benchmarks.training --out benchmarks/results/{given.out.name}", *options])
+    told = [f"python -m benchmarks.training --out benchmarks/results/{given.out.name}"]
+    for name, value in vars(given).items():
+        if name in ("out", "data") or value == parser.get_default(name):
+            continue
+        several = value if isinstance(value, list) else [] if value is True else [value]
+        told += [f"--{name.replace('_', '-')}", *(shlex.quote(str(one)) for one in several)]
+    return " ".join(told)
+
+
+def parser_of() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=Path, required=True)
+    add("--data", type=Path, default=real_data.DEFAULT, help="folder of the data sets")
+    add("--threads", type=int, default=2)
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--fast", action="store_true", help="bf16, channels last, compiled")
+    add("--images", type=int, default=12800, help="training images of the comparison of whole trainings")
+    add("--epochs", type=int, default=12, help="of the comparison of whole trainings")
+    add("--width", type=int, default=16, help="of the ResNet-18; the paper's is 64")
+    add("--cost", choices=("plain", "macs", "latency"), default="plain", help="of a channel, steered")
+    add("--reached-at", type=float, nargs="+", default=[0.4], help="share of the training")
+    add("--only", choices=("own work", "removals"), help="measure one of the two alone")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=real_data.DEFAULT, help="folder of the data sets")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--images", type=int, default=12800, help="training images of the comparison of whole trainings"
-    )
-    parser.add_argument("--epochs", type=int, default=12, help="of the comparison of whole trainings")
-    parser.add_argument("--width", type=int, default=16, help="of the ResNet-18 of whole trainings; the paper's is 64")
-    parser.add_argument("--cost", choices=("plain", "macs", "latency"), default="plain", help="of a channel, steered")
-    parser.add_argument("--reached-at", type=float, nargs="+", default=[0.4], help="share of the training")
-    parser.add_argument("--only", choices=("own work", "removals"), help="measure one of the two alone")
-    given = parser.parse_args(arguments)
+    given = (parser := parser_of()).parse_args(arguments)
     torch.set_num_threads(given.threads)
-    device = torch.device(given.device)
-    data = real_data.dataset("cifar10", given.data)
+    try:
+        device = torch_device(given.device)
+        data = real_data.dataset("cifar10", given.data)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
     few = dataclasses.replace(data, train=first(data.train, given.images), test=first(data.test, TEST_IMAGES))
     points: list[Point] = []
+    model = config.Model(name="cifar:resnet18", args={"width": given.width})
     if given.only != "removals":
-        points.append(own_work(config.Model(name="cifar:resnet20"), data, device, 640, 128))
-        points.append(own_work(config.Model(name="cifar:resnet18", args={"width": 16}), data, device, 640, 128))
+        points += [own_work(one, data, device, 128, given.fast) for one in (config.Model(name="cifar:resnet20"), model)]
     if given.only != "own work":
-        model = config.Model(name="cifar:resnet18", args={"width": given.width})
         points += removals(model, few, given, 128)
     document = {
         "schema": 1,
         "command": command_of(given, parser),
         "data": "CIFAR-10, images stored as JPEG of quality 75",
         "environment": environment(),
-        "n": 1 if given.only == "removals" else PASSES - 1,
+        "n": 1 if given.only == "removals" else TURNS - WARM_UP,
         "points": points,
     }
     write_json(given.out, document)
