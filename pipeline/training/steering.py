@@ -7,7 +7,10 @@ no penalty. After the last period nothing is penalised any more, and the survivo
 
 A channel matters as much as the loss would change without it, to first order (Molchanov et al., arXiv 1906.10771):
 (gamma dL/dgamma + beta dL/dbeta)^2, averaged over the steps and summed over the scales of channels that go together.
-The averages, and which channels fade, lie in the optimizer's state: a removal slices them, a checkpoint keeps them.
+That takes them one by one; without many of a layer, each of the `left` among `width` channels is a larger part of what
+the layer puts out, by width / left, and its square counts as much more. Without this factor the layers inside of blocks
+are left with two or three channels. The averages, and which channels fade, lie in the optimizer's state: a removal
+slices them, a checkpoint keeps them.
 """
 
 from __future__ import annotations
@@ -161,21 +164,26 @@ class Steering:
         for pair in self._pairs:
             carried[pair.classes] = True
         for group in self._costs.groups:
-            mine = np.unique(group.classes[alive[group.classes] & carried[group.classes]])
-            mine = mine[np.argsort(matters[mine] / cost[mine], kind="stable")]
+            every = np.unique(group.classes[alive[group.classes] & carried[group.classes]])
+            mine = every[np.argsort(matters[every] / cost[every], kind="stable")]
             mine = mine[: max(0, len(mine) - self._floor(group))]
             over = len(mine) % self._align if self._align > 1 else 0
             starts = [0, *range(over or self._align, len(mine) + 1, self._align)]
             worst = -math.inf
             for a, b in itertools.pairwise(starts):
-                score = float(matters[mine[a:b]].sum() / cost[mine[a:b]].sum())
+                part = self._width(group) / (len(every) - a)
+                score = part**2 * float(matters[mine[a:b]].sum() / cost[mine[a:b]].sum())
                 worst = max(worst, score)  # a block never goes before one of its group that matters less
                 scored.append((worst, Block(group.name, mine[a:b])))
         return [block for _, block in sorted(scored, key=lambda pair: pair[0])]
 
     def _floor(self, group: Group) -> int:
-        share = math.ceil(self._target.floor * self._first["widths"].get(group.name, len(group.classes)))
+        share = math.ceil(self._target.floor * self._width(group))
         return max(1, -(-int(share) // self._align) * self._align)
+
+    def _width(self, group: Group) -> int:
+        """Of the dense network."""
+        return int(self._first["widths"].get(group.name, len(group.classes)))
 
     def _asked(self) -> tuple[Callable[[Flags], float], float]:
         """What a set of classes comes to as a share of the dense network, and the share to end at."""

@@ -137,6 +137,26 @@ def test_importance_is_the_squared_first_order_change_of_the_loss() -> None:
     assert state.optimizer.inner.state[gamma].keys() == {MATTERS, FADING, HELD}
 
 
+def test_channels_of_a_layer_matter_more_the_fewer_are_left() -> None:
+    """Channels of the first layer matter 1 each, of the second 2.5, times (8 / those left)^2: 1, 1.31, 1.78, 2.56, 4 of
+    the first and 2.5, 3.27, 4.44 of the second are the eight smallest; the ninth would be 6.4. One by one, the first
+    layer would have lost all but its floor."""
+    layers = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 16, 10))
+    steering, _ = steering_of(network, config.Target(channels=0.5, reached_at=0.5, floor=0.1))
+    for step in range(50):
+        for name, matters in (("1", 1.0), ("4", 2.5)):
+            norm = network.get_submodule(name)
+            assert isinstance(norm, nn.BatchNorm2d)
+            norm.bias.grad, faded = torch.zeros(8), norm.weight.detach() == 0
+            norm.weight.grad = torch.where(faded, 0.0, matters**0.5 / norm.weight.detach())
+        steering.after_step(step)
+        if steering.due(step):
+            steering.pick(step)
+    left = [int((network.get_parameter(f"{name}.weight") != 0).sum()) for name in ("1", "4")]
+    assert left == [3, 5]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_wide_steps_land_too_and_leave_other_layers_above_their_floor(seed: int) -> None:
     """Streams and layers of 16 to 32 channels in steps of 8, whatever matters most. A quarter of the MACs and a little
