@@ -35,6 +35,11 @@ class Training(Section):
     warmup: Fraction = Field(
         default=0.0, description="Share of the steps over which the learning rate rises linearly; not for one_cycle."
     )
+    norm_momentum: Share | None = Field(
+        default=0.1,
+        description="Share of a batch in the running statistics of batch norms, through which a census looks: where "
+        "they lag behind, it takes living channels for dead; null: as the network has it.",
+    )
     label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the cross entropy.")
     augment: Literal["none", "shift", "crop_flip", "zero_crop_flip", "resize_crop_flip"] = Field(
         default="none",
@@ -105,7 +110,7 @@ class Demp(Training):
     prune_every: Positive | Literal["auto", "end"] = Field(
         default="auto",
         description="Steps between two removals of dead channels; auto: an eighth of the training; end: none before "
-        "the end.",
+        "the end; unused with a target, whose periods they end.",
     )
     census_every: Positive = Field(default=1, description="Epochs between two censuses of dead channels.")
     census_batches: Positive = Field(default=3, description="Batches a census looks at.")

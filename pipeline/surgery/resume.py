@@ -53,6 +53,7 @@ def shrink_training(
     *,
     averages: Sequence[nn.Module] = (),
     scheduler: LRScheduler | None = None,
+    pinned: Mapping[str, Tensor] | None = None,
     align: int = 1,
     residual: Literal["tied", "untied"] = "tied",
     verify: bool = True,
@@ -61,16 +62,18 @@ def shrink_training(
     """Cut the channels of `model` that are dead in eval mode (`dead` and `align` as in `shrink`) and do not learn.
 
     `batch`: the network's inputs, at least 2 samples, best the next training batch: channels that fire on it, or that
-    a gradient reaches, stay. `averages`: AveragedModel or modules of the model's class. Whatever is given stays
-    untouched. The compact network has the model's training modes, its optimizer the same groups, options and sliced
-    state, its scheduler the same position. Raises UserError where the network does something else in training mode
-    that a graph cannot hold, where the law does not hold (`verify`), or where optimizer state cannot be sliced.
+    a gradient reaches, stay. `averages`: AveragedModel or modules of the model's class. `pinned`: parameter name ->
+    bool mask of its shape, True where the training puts an entry back to what it is after every step, so that a
+    gradient there teaches nothing. Whatever is given stays untouched. The compact network has the model's training
+    modes, its optimizer the same groups, options and sliced state, its scheduler the same position. Raises UserError
+    where the network does something else in training mode that a graph cannot hold, where the law does not hold
+    (`verify`), or where optimizer state cannot be sliced.
     """
     before = plan_before(model)
     if before is not None and before.residual == "untied":
         residual = "untied"  # as in `shrink`: one plan against the first network holds both cuts
     dense = step_of(model, batch)
-    analysis, choice, cut = _cut_what_rests(model, batch, dense, dead, align, residual)
+    analysis, choice, cut = _cut_what_rests(model, batch, _unpinned(dense, pinned or {}), dead, align, residual)
     compact = finish(model, analysis, choice, cut, verify=verify)
     _copy_modes(model, compact.model)
     names = graph_names(model, analysis)
@@ -125,6 +128,15 @@ def _renamed(step: Step, names: Mapping[str, str]) -> Step:
         {names[n]: g for n, g in step.gradients.items() if n in names},
         {names[n]: b for n, b in step.buffers.items() if n in names},
     )
+
+
+def _unpinned(step: Step, pinned: Mapping[str, Tensor]) -> Step:
+    """The step with the gradients that teach."""
+    taught = {
+        name: gradient.masked_fill(pinned[name], 0.0) if name in pinned else gradient
+        for name, gradient in step.gradients.items()
+    }
+    return Step(step.outputs, taught, step.buffers)
 
 
 def _copy_modes(model: nn.Module, compact: fx.GraphModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from export.engine_from_onnx import engine_from_onnx
 from export.onnx_from_torch import onnx_from_torch
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.costs import Costs
-from pipeline.surgery.ledger import Floats
+from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.rebuild import rebuild
 from pipeline.surgery.select import Choice, choose
 from pipeline.training.state import TrainState
@@ -61,22 +61,15 @@ class Stopwatch:
 
     def slopes(self, state: TrainState, costs: Costs) -> dict[str, float]:
         """Name of each group -> ms that one of its channels takes: half of them cut out, timed beside the whole."""
-        analysis = Analysis(state.anatomy.traced).run()
         found: dict[str, float] = {}
         for group in costs.groups:
-            half = group.classes[: len(group.classes) // 2]
-            if not len(half):
+            half = np.zeros(costs.count, bool)
+            half[group.classes[: len(group.classes) // 2]] = True
+            if not half.any():
                 found[group.name] = 0.0
                 continue
-
-            def gone(choice: Choice, half: Any = half) -> None:
-                choice.keep[:] = True
-                choice.keep[half] = False
-
-            choice, cut = choose(analysis, 1, gone)
-            removed = int((~choice.keep[group.classes]).sum())
-            whole, less = self.ms(state.network, rebuild(analysis, cut))
-            found[group.name] = max(0.0, whole - less) / max(1, removed)
+            whole, less = self.ms(state.network, without(state, half))
+            found[group.name] = max(0.0, whole - less) / int(half.sum())
         return found
 
     def _feeds(self, sessions: Sequence[Session]) -> list[dict[str, Array]]:
@@ -87,13 +80,9 @@ class Stopwatch:
         return [self._opener(network, folder / f"{number}.onnx") for number, network in enumerate(networks)]
 
     def _opener(self, network: nn.Module, path: Path) -> Callable[[], Session]:
-        was_training = network.training
-        device = next(network.parameters()).device
-        try:
-            example = torch.zeros(2, *self.shape)
-            onnx_from_torch(network.eval().cpu(), example, path, opset=OPSET, max_abs_diff=math.inf, metadata={})
-        finally:
-            network.train(was_training).to(device)
+        example = torch.zeros(2, *self.shape)
+        apart = copy.deepcopy(network).eval().cpu()  # in its place, a buffer would no longer be that of its twins
+        onnx_from_torch(apart, example, path, opset=OPSET, max_abs_diff=math.inf, metadata={})
         if self.backend == "onnxruntime":
             return partial(open_session, path, device="auto", threads=self.threads)
         return partial(open_session, self._engine(path))
@@ -106,6 +95,22 @@ class Stopwatch:
             workspace_mib=1024, tf32=True, time_limit_s=ENGINE_LIMIT_S, plan_sha256=None,
         )  # fmt: skip
         return made
+
+
+def without(state: TrainState, gone: Flags, align: int = 1) -> nn.Module:
+    """The network less the classes `gone` (count,), whatever they hold: to be timed, not to be used. A channel stays
+    where its layout or `align` asks for it."""
+    analysis = Analysis(state.anatomy.traced).run()
+
+    def wanted(choice: Choice) -> None:
+        choice.keep[:] = ~gone
+        for group in choice.groups:
+            dead = group.classes[gone[group.classes]]
+            left = len(group.classes) - len(dead)
+            choice.keep[dead[: max(1, -(-left // align) * align) - left]] = True
+
+    _, cut = choose(analysis, 1, wanted)
+    return rebuild(analysis, cut)
 
 
 def spread(slopes: dict[str, float], costs: Costs) -> Floats:

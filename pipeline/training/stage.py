@@ -170,7 +170,9 @@ def _loop(
     def fresh(weights: bool = False) -> nn.Module:
         torch.manual_seed(derived_seed(task.seed, "init"))
         spec = task.model if weights else task.model.model_copy(update={"weights": None})
-        return build(spec, num_classes=len(task.data.names), input_shape=task.data.input_shape)
+        made = build(spec, num_classes=len(task.data.names), input_shape=task.data.input_shape)
+        _set_momentum(made, section.norm_momentum)
+        return made
 
     network = compute.placed(fresh(weights=True))
     data = dataclasses.replace(task.data, train=task.data.train.to(device), test=task.data.test.to(device))
@@ -183,6 +185,13 @@ def _loop(
     checkpoints = None if task.kept is None else Checkpoints(task.kept)
     method = method_of(data, network, ranks)
     return Loop(section, network, data, method, task.seed, history, task.progress, compute, align, checkpoints, fresh)
+
+
+def _set_momentum(network: nn.Module, momentum: float | None) -> None:
+    """Of all batch norms; None leaves them as they are."""
+    for module in network.modules():
+        if momentum is not None and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum
 
 
 def trained_network(model: config.Model, data: Dataset, trained: Trained) -> nn.Module:

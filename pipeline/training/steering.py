@@ -18,8 +18,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,11 @@ from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.costs import Costs, costs_of
 from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.select import Group
+from pipeline.training.candidates import candidates, pairs_of
+from pipeline.training.latency import without
 from pipeline.training.route import Block, Route
 from pipeline.training.state import TrainState
+from runtime.errors import UserError
 
 PERIODS = 8
 LEARN_FIRST = 0.2
@@ -40,20 +43,13 @@ LEARN_FIRST = 0.2
 SAME = 0.98
 """Share of MACs from which on a network is taken to be the dense one."""
 SMALLEST = 0.01
+LATE, LATE_TIMINGS = 0.75, 5
+"""From this share of the way on a latency is timed so many times: what dies then decides where it lands."""
+NEAR_ENOUGH = 0.03
+"""How near to a target counts as landed."""
 MEMORY = 0.98
 """Of the running average of what a channel matters, per step."""
 MATTERS, FADING, HELD = "demport_matters", "demport_fading", "demport_held"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """gamma and beta of one batch norm, and the classes of its channels."""
-
-    gamma: nn.Parameter
-    beta: nn.Parameter
-    classes: np.ndarray[Any, np.dtype[np.int64]]
-    state: dict[str, Any]
-    """The optimizer's, of gamma."""
 
 
 class Steering:
@@ -64,10 +60,12 @@ class Steering:
         align: int,
         cost_of: Callable[[TrainState, Costs], Floats],
         latencies_of: Callable[[nn.Module, nn.Module], tuple[float, float]] | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`cost_of`: per class, what it costs; `latencies_of`: ms of two networks timed in turn, needed for
-        `target.latency_ms`."""
+        `target.latency_ms`; `note` tells the user."""
         self._target, self._align, self._cost_of, self._latencies_of = target, align, cost_of, latencies_of
+        self._note = note
         self._dense: nn.Module | None = None
         end = max(2, round(target.reached_at * total_steps))
         begin = min(end - 1, round(LEARN_FIRST * end))
@@ -78,8 +76,8 @@ class Steering:
     def bind(self, state: TrainState) -> None:
         self._state = state
         self._costs = costs_of(Analysis(state.anatomy.traced).run())
-        self._alive = self._alive_now()
-        self._pairs = _pairs(state, self._costs)
+        self._pairs = pairs_of(state, self._costs)
+        self._candidates = candidates(state, self._costs, self._pairs, self._alive_now())
         if not self._first:
             everything = np.ones(self._costs.count, bool)
             self._first = {
@@ -87,17 +85,38 @@ class Steering:
                 "channels": int(self._costs.members.sum()),
                 "widths": {g.name: len(g.classes) for g in self._costs.groups},
                 "latency_ms": None,
+                "short": False,  # whether the user was told that the target is out of reach
             }
             if self._latencies_of is not None:
-                self._dense = copy.deepcopy(state.network)
-                self._first["latency_ms"] = min(self._latencies_of(state.network, state.network))
+                self._first["latency_ms"] = self._dense_ms(self._latencies_of)
+
+    def _dense_ms(self, latencies_of: Callable[[nn.Module, nn.Module], tuple[float, float]]) -> float:
+        """Of the network as it is now, which is remembered. Raises UserError where it is fast enough already."""
+        self._dense = copy.deepcopy(self._state.network)
+        found, asked = min(latencies_of(self._dense, self._dense)), self._target.latency_ms
+        if asked is not None and found <= asked:
+            raise UserError(
+                f"target.latency_ms is {asked:g}, and the dense network takes {found:.3g} ms",
+                "less than the dense network takes",
+                "lower it, or drop the target",
+            )
+        return found
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """Average what channels matter; take the proximal step of those that fade."""
+    def after_step(self, step: int, stepped: bool = True) -> None:
+        """Average what channels matter, where gradients were finite (`stepped`); take the proximal step of those that
+        fade."""
         if step >= self.bounds[-1]:
             self._hold(0.0)
             return
+        if stepped:
+            self._average()
+        if step >= self.bounds[0]:
+            end = next(b for b in self.bounds if b > step)
+            self._hold(1.0 / (end - step))
+
+    def _average(self) -> None:
+        """What channels matter in this step, into the averages."""
         found = [
             (p, of_gamma, of_beta)
             for p in self._pairs
@@ -111,9 +130,6 @@ class Steering:
             if MATTERS not in pair.state:
                 pair.state.update({key: torch.zeros_like(pair.gamma) for key in (MATTERS, FADING, HELD)})
         torch._foreach_lerp_([p.state[MATTERS] for p in pairs], terms, 1 - MEMORY)
-        if step >= self.bounds[0]:
-            end = next(b for b in self.bounds if b > step)
-            self._hold(1.0 / (end - step))
 
     def _hold(self, share: float) -> None:
         """gamma and beta of fading channels lose `share` of themselves; those that have faded are 0."""
@@ -154,17 +170,41 @@ class Steering:
             if MATTERS in pair.state:
                 np.add.at(matters, pair.classes, pair.state[MATTERS].double().cpu().numpy())
         cost = np.maximum(self._cost_of(self._state, self._costs), 1e-12)
-        share, asked = self._asked()
-        return Route(self._blocks(alive, matters, cost), alive, share, asked).until(asked**progress)
+        share, asked = self._asked(progress)
+        blocks = self._blocks(alive, matters, cost)
+        if self._target.latency_ms is None or progress == 1:
+            self._tell_if_short(blocks, alive, share, asked)
+        return Route(blocks, alive, share, asked).until(asked**progress)
+
+    def _tell_if_short(
+        self, blocks: Sequence[Block], alive: Flags, share: Callable[[Flags], float], asked: float
+    ) -> None:
+        """Where even all blocks are not enough."""
+        left = alive.copy()
+        for block in blocks:
+            left[block.classes] = False
+        if (least := share(left)) > (1 + NEAR_ENOUGH) * asked:
+            what = "channels" if self._target.channels is not None else "MACs"
+            fixed = [g.name for g in self._costs.groups if not self._candidates[g.classes].any()]
+            more = (
+                f" and the channels of {', '.join(fixed[:3])}, which do not all end in a batch norm," if fixed else ""
+            )
+            self._tell_short(
+                f"target.floor {self._target.floor:g}, channels in steps of {self._align}{more} leave {least:.3g} of "
+                f"the {what}, {asked:.3g} is needed"
+            )
+
+    def _tell_short(self, why: str) -> None:
+        """Once."""
+        if not self._first["short"]:
+            self._first["short"] = True
+            self._note(f"the target is out of reach: {why}")
 
     def _blocks(self, alive: Flags, matters: Floats, cost: Floats) -> list[Block]:
         """Classes in the order they may go: within a group the least important first, in steps of the alignment."""
         scored: list[tuple[float, Block]] = []
-        carried = np.zeros(self._costs.count, bool)
-        for pair in self._pairs:
-            carried[pair.classes] = True
         for group in self._costs.groups:
-            every = np.unique(group.classes[alive[group.classes] & carried[group.classes]])
+            every = np.unique(group.classes[alive[group.classes] & self._candidates[group.classes]])
             mine = every[np.argsort(matters[every] / cost[every], kind="stable")]
             mine = mine[: max(0, len(mine) - self._floor(group))]
             over = len(mine) % self._align if self._align > 1 else 0
@@ -185,40 +225,50 @@ class Steering:
         """Of the dense network."""
         return int(self._first["widths"].get(group.name, len(group.classes)))
 
-    def _asked(self) -> tuple[Callable[[Flags], float], float]:
+    def _asked(self, progress: float) -> tuple[Callable[[Flags], float], float]:
         """What a set of classes comes to as a share of the dense network, and the share to end at."""
         target = self._target
         if target.channels is not None:
             return lambda left: float(self._costs.members[left].sum()) / self._first["channels"], target.channels
-        share = target.macs if target.macs is not None else self._macs_share_for_latency()
+        share = target.macs if target.macs is not None else self._macs_share_for_latency(progress)
         return lambda left: self._costs.macs(left) / self._first["macs"], share
 
-    def _macs_share_for_latency(self) -> float:
+    def _macs_share_for_latency(self, progress: float) -> float:
         """The share of MACs at which the latency should be the one asked for.
 
         On the straight line from the dense network, of latency 1 and share 1, through the network as it is; that part
-        of the latency which does not depend on the MACs is not taken to be negative, nor to be most of it. Ratios,
-        from networks timed in turn: the machine may be faster today than it was when the training began.
+        of the latency which does not depend on the MACs is not taken to be negative, nor to be most of it; near the
+        end, where that part alone is too long, no more goes. Ratios, from networks timed in turn: the machine may be
+        faster today than it was when the training began.
         """
         assert self._target.latency_ms is not None
-        goal, now = self._target.latency_ms / self._first["latency_ms"], self._state.macs / self._first["macs"]
-        ratio = self.latency_ratio()
+        alive = self._alive_now()
+        goal = self._target.latency_ms / self._first["latency_ms"]
+        now = self._costs.macs(alive) / self._first["macs"]
+        ratio = self._latency_ratio(alive, LATE_TIMINGS if progress > LATE else 1)
         steepest = ratio / now
         slope = (1 - ratio) / (1 - now) if now < SAME else steepest
+        if progress > LATE and (least := ratio - slope * now) > (1 + NEAR_ENOUGH) * goal:
+            self._tell_short(f"{least * self._first['latency_ms']:.3g} ms do not depend on the channels")
+            return float(now)
         return float(min(1.0, max(SMALLEST, now - (ratio - goal) / min(steepest, max(slope, steepest / 2)))))
 
-    def latency_ratio(self) -> float:
-        """Latency of the network as it is over that of the dense one."""
+    def _latency_ratio(self, alive: Flags, timings: int) -> float:
+        """Latency of the network without what has faded, over that of the dense one; the median of several timings."""
         assert self._latencies_of is not None and self._dense is not None
-        dense_ms, now_ms = self._latencies_of(self._dense, self._state.network)
-        return now_ms / dense_ms
+        network = self._state.network
+        if not alive.all():  # what has faded and could not be cut out yet goes at the end
+            network = without(self._state, ~alive, self._align)
+        both = [self._latencies_of(self._dense, network) for _ in range(timings)]
+        return statistics.median(now_ms / dense_ms for dense_ms, now_ms in both)
 
     def _alive_now(self) -> Flags:
-        """Classes that have not faded."""
+        """Classes that have not faded; those of the last period have where it ends with the training."""
         alive = np.ones(self._costs.count, bool)
-        for pair in _pairs(self._state, self._costs):
+        for pair in self._pairs:
             if HELD in pair.state:
-                alive[pair.classes[pair.state[HELD].cpu().numpy() > 0]] = False
+                faded = (pair.state[HELD] > 0) | ((pair.state[FADING] > 0) & (pair.gamma.detach() == 0))
+                alive[pair.classes[faded.cpu().numpy()]] = False
         return alive
 
     def reached(self) -> dict[str, float]:
@@ -246,15 +296,3 @@ class Steering:
 
     def restore(self, told: Mapping[str, Any]) -> None:
         self._first = dict(told)
-
-
-def _pairs(state: TrainState, costs: Costs) -> list[Pair]:
-    """Every batch norm whose channels can all go, with the optimizer's state of its scale."""
-    named = dict(state.anatomy.traced.module.named_parameters(remove_duplicate=False))
-    trained = {id(p) for p in state.optimizer.parameters}
-    found = []
-    for name, classes in costs.scales.items():
-        gamma, beta = named[name], named.get(name.removesuffix("weight") + "bias")
-        if beta is not None and id(gamma) in trained and not costs.fixed[classes].any():
-            found.append(Pair(gamma, beta, classes, state.optimizer.inner.state[gamma]))
-    return found

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline import config
+from pipeline.surgery import anatomy
 from pipeline.training.optimizer import optimizer_for
 from pipeline.training.state import TrainState
+from pipeline.training.steering import Steering
+from runtime.macs import macs
+
+SHAPE = (1, 8, 8)
 
 
 class SmallNet(nn.Module):
@@ -76,3 +83,32 @@ def state(model: nn.Module, units: Any = None) -> TrainState:
     optimizer = optimizer_for(config.Training(), [p for p in model.parameters() if p.requires_grad])
     made: Any = units or (SmallUnits(model) if isinstance(model, SmallNet) else None)
     return TrainState(model, made, optimizer, model, 0)
+
+
+def steering_of(
+    network: nn.Module,
+    target: config.Target,
+    total: int = 100,
+    align: int = 1,
+    latencies_of: Callable[[nn.Module, nn.Module], tuple[float, float]] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Steering, TrainState]:
+    """Of a network for images of SHAPE, every channel of cost 1."""
+    section = config.Training()
+    optimizer = optimizer_for(section, list(network.parameters()))
+    state = TrainState(network, anatomy(network, (torch.zeros(2, *SHAPE),)), optimizer, network, macs(network, SHAPE))
+    made = Steering(target, total, align, lambda _state, costs: np.ones(costs.count), latencies_of, note)
+    made.bind(state)
+    return made, state
+
+
+def faded(steering: Steering, network: nn.Module, steps: int, generator: torch.Generator) -> None:
+    """So many steps with gradients at random, and nothing cut out on the way."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for step in range(steps):
+        for norm in norms:
+            norm.weight.grad = torch.randn(len(norm.weight), generator=generator)
+            norm.bias.grad = torch.zeros(len(norm.weight))
+        steering.after_step(step)
+        if steering.due(step):
+            steering.pick(step)

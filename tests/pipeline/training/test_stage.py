@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline import config
 from pipeline.data import Dataset, load
@@ -107,6 +108,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path, d
     code = f"""
 from pathlib import Path
 import torch
+from safetensors.torch import load_file
 from pipeline import config
 from pipeline.data import load
 from pipeline.progress import Silent
@@ -201,3 +203,15 @@ def test_demp_needs_activations_it_can_watch(tmp_path: Path, digits: Dataset, mo
         with pytest.raises(UserError, match=message) as caught:
             train_demp(config.Demp(epochs=1), task(tmp_path, digits, model=model))
         assert "torch.fx can trace" in caught.value.expected
+
+
+def test_batch_norms_take_up_the_share_of_a_batch_that_the_section_says(tmp_path: Path, digits: Dataset) -> None:
+    """One step from running means of 0 leaves that share of the batch's means; null leaves the network's own 0.1."""
+    means = {}
+    for share in (0.5, 0.25, 0.1, None):
+        trained = dense(tmp_path / str(share), digits, epochs=1, batch_size=len(digits.train), norm_momentum=share)
+        means[share] = load_file(trained.weights)["bn1.running_mean"]
+    assert means[0.5].abs().min() > 0
+    torch.testing.assert_close(means[0.5], 2 * means[0.25])
+    torch.testing.assert_close(means[0.5], 5 * means[0.1])
+    assert torch.equal(means[0.1], means[None])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,15 +13,12 @@ from pipeline import config
 from pipeline.data import load
 from pipeline.models import build
 from pipeline.progress import Silent
-from pipeline.surgery import anatomy
 from pipeline.training.latency import Stopwatch
-from pipeline.training.optimizer import optimizer_for
 from pipeline.training.stage import Task, Trained, train_demp, trained_network
-from pipeline.training.state import TrainState
-from pipeline.training.steering import FADING, HELD, MATTERS, Steering
+from pipeline.training.steering import FADING, HELD, MATTERS
 from runtime.macs import macs
+from tests.pipeline.training.small import SHAPE, steering_of
 
-SHAPE = (1, 8, 8)
 MODEL = config.Model(args={"width": 16})
 
 
@@ -85,17 +81,6 @@ def test_latency_lands_within_three_percent_of_a_clock_that_is_known(
     assert trained.reached is not None and trained.reached["dense_latency_ms"] == 1.0
 
 
-def steering_of(
-    network: nn.Module, target: config.Target, total: int = 100, align: int = 1
-) -> tuple[Steering, TrainState]:
-    section = config.Training()
-    optimizer = optimizer_for(section, list(network.parameters()))
-    state = TrainState(network, anatomy(network, (torch.zeros(2, *SHAPE),)), optimizer, network, macs(network, SHAPE))
-    made = Steering(target, total, align, lambda _state, costs: np.ones(costs.count))
-    made.bind(state)
-    return made, state
-
-
 def test_the_least_important_channels_fade_to_exactly_zero_and_nothing_else_moves() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
@@ -135,6 +120,9 @@ def test_importance_is_the_squared_first_order_change_of_the_loss() -> None:
     found = state.optimizer.inner.state[gamma][MATTERS]
     assert found.tolist() == pytest.approx([0.02 * (2 * 3 - 1) ** 2, 0.02 * (1 - 4) ** 2])
     assert state.optimizer.inner.state[gamma].keys() == {MATTERS, FADING, HELD}
+    before, gamma.grad = found.clone(), torch.full((2,), torch.inf)
+    steering.after_step(1, stepped=False)
+    assert torch.equal(found, before), "gradients that overflowed teach nothing"
 
 
 def test_channels_of_a_layer_matter_more_the_fewer_are_left() -> None:

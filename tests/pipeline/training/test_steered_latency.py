@@ -1,0 +1,94 @@
+"""Steering to a latency: by a clock that is not exact, of networks that stay whole, and targets that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import config
+from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.costs import costs_of
+from pipeline.training.latency import Stopwatch, spread, without
+from runtime.errors import UserError
+from runtime.macs import macs
+from tests.pipeline.training.small import SHAPE, faded, steering_of
+
+
+def network_of(width: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs in (1, width, width):
+        layers += [nn.Conv2d(inputs, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 64, 10))
+
+
+def clock_of(dense: nn.Module, overhead: float, noise: float, seed: int) -> Callable[..., tuple[float, float]]:
+    """ms of two networks: 1 for the dense one, a part of it independent of the MACs; each off by so much at random."""
+    whole, draw = macs(dense, SHAPE), np.random.default_rng(seed)
+
+    def ms(*networks: nn.Module) -> tuple[float, float]:
+        exact = [overhead + (1 - overhead) * macs(network, SHAPE) / whole for network in networks]
+        first, second = (value * (1 + noise * draw.standard_normal()) for value in exact)
+        return first, second
+
+    return ms
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_clock_that_is_off_by_two_percent_does_not_carry_the_landing_away(seed: int) -> None:
+    """Nothing is cut on the way, so the clock has to time what would be left."""
+    network = network_of()
+    clock = clock_of(network, 0.3, 0.02, seed)
+    steering, state = steering_of(network, config.Target(latency_ms=0.6), 100, 1, clock)
+    first = steering.reached()["dense_latency_ms"]
+    faded(steering, network, 50, torch.Generator().manual_seed(seed))
+    exact = 0.3 + 0.7 * steering.reached()["macs"]
+    assert exact == pytest.approx(0.6 / first, rel=0.03)
+    left = without(state, ~steering._alive_now())
+    assert macs(left, SHAPE) == pytest.approx(steering.reached()["macs"] * macs(network, SHAPE))
+
+
+def test_a_latency_that_the_dense_network_has_already_is_refused() -> None:
+    network = network_of(4)
+    with pytest.raises(UserError, match=r"target.latency_ms is 2, and the dense network takes 1 ms"):
+        steering_of(network, config.Target(latency_ms=2.0), 100, 1, clock_of(network, 0.3, 0.0, 0))
+
+
+def test_a_latency_below_what_does_not_depend_on_channels_is_told() -> None:
+    told: list[str] = []
+    network = network_of(8)
+    clock = clock_of(network, 0.5, 0.0, 0)
+    steering, _ = steering_of(network, config.Target(latency_ms=0.4), 100, 1, clock, told.append)
+    faded(steering, network, 50, torch.Generator().manual_seed(0))
+    assert told == ["the target is out of reach: 0.5 ms do not depend on the channels"]
+    assert steering.reached()["channels"] > 0.25, "what cannot help is not done to the end"
+
+
+def test_what_a_channel_takes_is_the_time_that_half_of_its_group_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of 1 us a MAC. Of the middle layer's 8 channels each has 8 inputs and 8 readers, nine taps, 64 places."""
+    network = network_of(8)
+    monkeypatch.setattr(Stopwatch, "ms", lambda self, *some: [macs(network, SHAPE) / 1000 for network in some])
+    _, state = steering_of(network, config.Target(channels=0.5))
+    costs = costs_of(Analysis(state.anatomy.traced).run())
+    slopes = Stopwatch(SHAPE).slopes(state, costs)
+    assert slopes == pytest.approx({"0": (9 + 72) * 0.064, "3": 144 * 0.064, "6": (72 + 10) * 0.064})
+    each = spread({**slopes, "3": 0.0}, costs)
+    found = {group.name: each[group.classes].tolist() for group in costs.groups}
+    least = (9 + 72) * 0.064
+    assert found == {name: pytest.approx([took] * 8) for name, took in
+                     (("0", least), ("3", least), ("6", (72 + 10) * 0.064))}  # fmt: skip
+
+
+def test_timing_leaves_a_network_and_its_buffers_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another module may hold the same tensors: those of a network that several processes train."""
+    network = network_of(4).train()
+    before = {name: (value, value.data_ptr()) for name, value in network.state_dict(keep_vars=True).items()}
+    monkeypatch.setattr("pipeline.training.latency.TIME_LIMIT_S", 0.05)
+    Stopwatch(SHAPE, batch=2, threads=1).ms(network, network)
+    after: dict[str, Tensor] = network.state_dict(keep_vars=True)
+    assert network.training and all(after[name] is value for name, (value, _) in before.items())
+    assert all(value.data_ptr() == at for value, at in before.values())
