@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.costs import Costs
 from pipeline.surgery.labels import Ids
 from pipeline.surgery.ledger import Flags
 from pipeline.training.state import TrainState
+
+FADING, HELD = "demport_fading", "demport_held"
+"""Of the optimizer's state of a scale: 1 where its channel fades, and where it is held at 0."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,14 @@ class Pair:
     classes: Ids
     state: dict[str, Any]
     """The optimizer's, of gamma."""
+
+    @property
+    def faded(self) -> Tensor:
+        """bool (channels,): held at 0, or just come there."""
+        if HELD not in self.state:
+            return torch.zeros_like(self.gamma, dtype=torch.bool)
+        held: Tensor = self.state[HELD] > 0
+        return held.logical_or((self.state[FADING] > 0) & (self.gamma.detach() == 0))
 
 
 def pairs_of(state: TrainState, costs: Costs) -> list[Pair]:

@@ -61,6 +61,7 @@ class Loop:
         self.step = 0
         self.whole: str | None = None  # why nothing can be removed before the end
         self._silent: set[str] = set()  # outputs that were told to be dead as a whole
+        self._noted = False  # that a removal could not take any
         self._told = ""  # of the last epoch, while the next one runs
         self._saved_at = time.monotonic()
 
@@ -87,17 +88,20 @@ class Loop:
         for x, y in batches:
             with without_onednn() if self.state.without_onednn else nullcontext():
                 self.history.step(self._step(x, y))
-            dead = self.method.removal(self.step)
-            self.step += 1
-            ends = self.step % self.steps_per_epoch == 0
-            closes = self.history.window_is_full or ends or dead is not None
-            if closes:
+            due, ends = self.method.due(self.step), (self.step + 1) % self.steps_per_epoch == 0
+            closes = self.history.window_is_full or ends or due
+            if closes:  # before the census of a removal, which is none of the window's steps
                 self.history.end_window(min(section.batch_size, len(self.data.train)), epoch)
+            dead = self.method.removal(self.step)
+            assert due or dead is None, "a removal is due"
+            self.step += 1
+            if closes:
                 self.progress.update(self.step, self._told + self.history.window_text())
-            if dead is not None:
-                self._remove(dead, x)
-            if closes and not ends:
-                self._save()
+                if dead is not None:
+                    self._remove(dead, x)
+                if not ends:
+                    self._save()
+                self.history.begin()
         assert self.step == (epoch + 1) * self.steps_per_epoch, (self.step, self.steps_per_epoch)
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -115,8 +119,8 @@ class Loop:
         total = loss if term is None else loss + term
         self.state.optimizer.zero_grad()
         torch.autograd.backward(total if self.scaler is None else self.scaler.scale(total))
-        self.state.optimizer.step(learning_rate(self.section, self.step, self.steps_per_epoch), self.scaler)
-        self.method.after_step(self.step)
+        stepped = self.state.optimizer.step(learning_rate(self.section, self.step, self.steps_per_epoch), self.scaler)
+        self.method.after_step(self.step, stepped)
         return total.detach()
 
     def _remove(self, dead: Any, x: Tensor) -> None:
@@ -124,17 +128,26 @@ class Loop:
         start, before, difference = time.perf_counter(), self.state, 0.0
         if self.whole is None and before.anatomy.dead_count(dead):
             try:
-                self.state, difference = without(before, dead, x, self.data.input_shape, self.compute, self.align)
+                self.state, difference = without(
+                    before, dead, x, self.data.input_shape, self.compute, self.align, self.method.pinned()
+                )
             except UserError as error:
                 self.whole = error.found
                 self.progress.note(f"dead channels stay until the end: {self.whole}")
         self.method.bind(self.state)
+        if self.state is before and self.whole is None and (count := before.anatomy.dead_count(dead)):
+            self._note_once(
+                f"{count} dead channels stay for now: a gradient reaches them, or they fill a multiple of {self.align}"
+            )
         if self.state is not before:
             self._train_mode()
-            self.history.removed(
-                removal_of(before, self.state, difference, self.step, start, self.history.images_per_s)
-            )
-        self.history.begin()
+            self.history.removed(removal_of(before, self.state, difference, self.step, start))
+
+    def _note_once(self, text: str) -> None:
+        """The first of its kind."""
+        if not self._noted:
+            self.progress.note(text)
+        self._noted = True
 
     def _end_epoch(self, epoch: int) -> float:
         last = self.step - 1

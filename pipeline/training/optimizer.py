@@ -22,20 +22,22 @@ class Optimizer:
         self.inner.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def step(self, lr: float, scaler: torch.amp.GradScaler | None = None) -> None:
-        """One step; with a scaler, none of it where a gradient is not finite."""
+    def step(self, lr: float, scaler: torch.amp.GradScaler | None = None) -> bool:
+        """One step, and True; with a scaler, where a gradient is not finite: only a lower scale, and False."""
         for group in self.inner.param_groups:
             group["lr"] = lr
         if scaler is None:
             self._decay(lr)
             self.inner.step()
-            return
+            return True
         scaler.unscale_(self.inner)
         largest = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None], float("inf"))
-        if bool(torch.isfinite(torch.stack(largest)).all()):
+        finite = bool(torch.isfinite(torch.stack(largest)).all())
+        if finite:  # else not even called: torch's fused kernels would leave their moments as empty memory
             self._decay(lr)
-        scaler.step(self.inner)
+            scaler.step(self.inner)
         scaler.update()
+        return finite
 
     def _decay(self, lr: float) -> None:
         if self.decay:

@@ -105,7 +105,10 @@ def train_demp(section: config.Demp, task: Task, *, align: Align = 1) -> Trained
         )
         steps = steps_per_epoch(data.train, section.batch_size)
         known = 1 if align == "auto" else align
-        return Demp(section, data.train, stopwatch, seed=task.seed, steps_per_epoch=steps, align=known, ranks=ranks)
+        return Demp(
+            section, data.train, stopwatch, seed=task.seed, steps_per_epoch=steps, align=known, ranks=ranks,
+            note=task.progress.note,
+        )  # fmt: skip
 
     return _train("demp", section, task, method, max(CANDIDATES) if align == "auto" else align)
 

@@ -51,9 +51,13 @@ class Removal:
     max_rel_diff: float
     """Of the network cut from the one before, and of its next step from that one's; float64, relative."""
     seconds: float
-    images_per_s_before: float | None
+    """From the verdict on to the next step."""
+    images_per_s_before: float | None = None
     images_per_s_after: float | None = None
-    """Over the steps that follow, None where none did."""
+    step_ms_before: float | None = None
+    step_ms_after: float | None = None
+    """Milliseconds of a step, over the same steps as the images: the nearest ones that were timed (`history`); None
+    where none was."""
 
     def document(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,17 +71,24 @@ def state_of(network: nn.Module, optimizer: Optimizer, shape: tuple[int, ...], c
 
 
 def without(
-    state: TrainState, dead: Mapping[str, Tensor], x: Tensor, shape: tuple[int, ...], compute: Compute, align: int = 1
+    state: TrainState,
+    dead: Mapping[str, Tensor],
+    x: Tensor,
+    shape: tuple[int, ...],
+    compute: Compute,
+    align: int = 1,
+    pinned: Mapping[str, Tensor] | None = None,
 ) -> tuple[TrainState, float]:
     """The state with the dead channels cut out of network and optimizer, and how much the cut changed (`max_rel_diff`);
     the same where none can go.
 
     x: images (N >= 2, C, H, W) of a training batch; a channel that learns from the first WITNESSES of them stays.
-    `align`: dead channels stay up to this multiple, per group of layers, for surgery to decide on. Raises UserError
+    `align`: dead channels stay up to this multiple, per group of layers, for surgery to decide on. `pinned`: entries
+    that the training holds, see `Method.pinned`. Raises UserError
     where the network does more in training mode than a graph can hold.
     """
     witnesses = compute.ranks.same(x[:WITNESSES].clone())
-    made = shrink_training(state.network, (witnesses,), state.optimizer.inner, dead, align=align)
+    made = shrink_training(state.network, (witnesses,), state.optimizer.inner, dead, pinned=pinned, align=align)
     if made.compact.certificate["channels"]["after"] == made.compact.certificate["channels"]["before"]:
         return state, 0.0
     network = compute.placed(made.compact.model)
@@ -86,10 +97,8 @@ def without(
     return state_of(network, over(state.optimizer, made.optimizer), shape, compute), difference
 
 
-def removal_of(
-    before: TrainState, after: TrainState, difference: float, step: int, start: float, images_per_s: float | None
-) -> Removal:
-    """What a removal that began at `start` (time.perf_counter) did."""
+def removal_of(before: TrainState, after: TrainState, difference: float, step: int, start: float) -> Removal:
+    """What a removal that began at `start` (time.perf_counter) did; its speeds come from the history."""
     left = after.anatomy.channels
     gone = before.anatomy.channels - left
-    return Removal(step, gone, left, after.params, after.macs, difference, time.perf_counter() - start, images_per_s)
+    return Removal(step, gone, left, after.params, after.macs, difference, time.perf_counter() - start)

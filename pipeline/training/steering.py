@@ -31,7 +31,7 @@ from pipeline.surgery.analysis import Analysis
 from pipeline.surgery.costs import Costs, costs_of
 from pipeline.surgery.ledger import Flags, Floats
 from pipeline.surgery.select import Group
-from pipeline.training.candidates import candidates, pairs_of
+from pipeline.training.candidates import FADING, HELD, candidates, pairs_of
 from pipeline.training.latency import without
 from pipeline.training.route import Block, Route
 from pipeline.training.state import TrainState
@@ -49,7 +49,7 @@ NEAR_ENOUGH = 0.03
 """How near to a target counts as landed."""
 MEMORY = 0.98
 """Of the running average of what a channel matters, per step."""
-MATTERS, FADING, HELD = "demport_matters", "demport_fading", "demport_held"
+MATTERS = "demport_matters"
 
 
 class Steering:
@@ -186,9 +186,7 @@ class Steering:
         if (least := share(left)) > (1 + NEAR_ENOUGH) * asked:
             what = "channels" if self._target.channels is not None else "MACs"
             fixed = [g.name for g in self._costs.groups if not self._candidates[g.classes].any()]
-            more = (
-                f" and the channels of {', '.join(fixed[:3])}, which do not all end in a batch norm," if fixed else ""
-            )
+            more = f" and what no batch norm ends ({', '.join(fixed[:3])})" if fixed else ""
             self._tell_short(
                 f"target.floor {self._target.floor:g}, channels in steps of {self._align}{more} leave {least:.3g} of "
                 f"the {what}, {asked:.3g} is needed"
@@ -266,10 +264,13 @@ class Steering:
         """Classes that have not faded; those of the last period have where it ends with the training."""
         alive = np.ones(self._costs.count, bool)
         for pair in self._pairs:
-            if HELD in pair.state:
-                faded = (pair.state[HELD] > 0) | ((pair.state[FADING] > 0) & (pair.gamma.detach() == 0))
-                alive[pair.classes[faded.cpu().numpy()]] = False
+            alive[pair.classes[pair.faded.cpu().numpy()]] = False
         return alive
+
+    def pinned(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> bool mask: what has faded, which stays 0 whatever gradient it gets."""
+        names = {id(p): name for name, p in self._state.network.named_parameters()}
+        return {names[id(p)]: pair.faded for pair in self._pairs for p in (pair.gamma, pair.beta)}
 
     def reached(self) -> dict[str, float]:
         """Where the network stands: shares of MACs and channels of the dense network, without what has faded; where a

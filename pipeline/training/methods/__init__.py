@@ -19,11 +19,20 @@ class Method(Protocol):
     def loss_term(self, step: int) -> Tensor | None:
         """A scalar to add to the cross entropy, with gradient."""
 
-    def after_step(self, step: int) -> None:
-        """After the optimizer's step, gradients still there; may change parameters in place."""
+    def after_step(self, step: int, stepped: bool = True) -> None:
+        """After the optimizer's step, gradients still there; may change parameters in place. With `stepped` False the
+        optimizer made no step: gradients overflowed and are not to be used."""
+
+    def due(self, step: int) -> bool:
+        """Whether `removal` looks for dead channels after this step, which takes its time."""
 
     def removal(self, step: int) -> Mapping[str, Tensor] | None:
-        """Where channels are to be removed after this step: watched output -> bool (channels,), True = dead."""
+        """Where channels are to be removed after this step: watched output -> bool (channels,), True = dead; None
+        where it is not `due`."""
+
+    def pinned(self) -> Mapping[str, Tensor]:
+        """Parameter name -> bool mask of its shape: entries that `after_step` holds at what they are, so that channels
+        which a gradient reaches there can be removed nevertheless."""
 
     def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
         """Figures for the history, JSON values; `step` is the epoch's last. The model is in training mode, and must be

@@ -10,7 +10,7 @@ With a target the penalty is `pipeline.training.steering`'s: on the scales of ch
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,10 @@ class Demp:
         steps_per_epoch: int,
         align: int = 1,
         ranks: Ranks = ALONE,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`align`: the multiple that surgery will keep channels to; a target is reached with it."""
+        """`align`: the multiple that surgery will keep channels to; a target is reached with it. `note` tells the
+        user."""
         self._section, self._train, self._seed, self._ranks = section, train, seed, ranks
         self._steps_per_epoch, self._total = steps_per_epoch, section.epochs * steps_per_epoch
         self._span, self._stopwatch = section.span * self._total, stopwatch
@@ -56,7 +58,7 @@ class Demp:
         self._steering: Steering | None = None
         if section.target is not None:
             self._steering = Steering(
-                section.target, self._total, align, self._cost, self._latencies if timed else None
+                section.target, self._total, align, self._cost, self._latencies if timed else None, note
             )
         self._first: dict[str, Any] = {}  # of the dense network: channels, also by layer, slopes
         self._last_census = -1  # step of it
@@ -90,22 +92,30 @@ class Demp:
         scales = torch.cat(self._scales).abs()
         return weight * (scales if self._weights is None else scales * self._weights).sum()
 
-    def after_step(self, step: int) -> None:
-        self._noise.add(one_cycle(step, self._span, self._section.sigma_peak), derived_seed(self._seed, "noise", step))
+    def after_step(self, step: int, stepped: bool = True) -> None:
+        if stepped:
+            sigma = one_cycle(step, self._span, self._section.sigma_peak)
+            self._noise.add(sigma, derived_seed(self._seed, "noise", step))
         if self._steering is not None:
-            self._steering.after_step(step)
+            self._steering.after_step(step, stepped)  # what fades must be 0 in time
+
+    def due(self, step: int) -> bool:
+        """Every `prune_every` steps, or where a steered period ends; not after the last step, which surgery follows."""
+        if step + 1 == self._total:
+            return False
+        if self._steering is not None:
+            return self._steering.due(step)
+        return isinstance(self._every, int) and (step + 1) % self._every == 0
 
     def removal(self, step: int) -> Mapping[str, Tensor] | None:
-        """Every `prune_every` steps, or where a steered period ends; not after the last step, which surgery follows."""
-        if self._steering is not None:
-            due = self._steering.due(step)
-        else:
-            due = isinstance(self._every, int) and (step + 1) % self._every == 0
-        if not due or step + 1 == self._total:
+        if not self.due(step):
             return None
         self._census(step)
         self._due = step
         return self._dead
+
+    def pinned(self) -> Mapping[str, Tensor]:
+        return {} if self._steering is None else self._steering.pinned()
 
     def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
         """Every `census_every` epochs, and after the last, a census; its verdict keeps noise off the dead until the

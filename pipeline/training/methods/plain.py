@@ -26,11 +26,17 @@ class Plain:
     def loss_term(self, step: int) -> Tensor | None:
         return None
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, stepped: bool = True) -> None:
         return None
+
+    def due(self, step: int) -> bool:
+        return False
 
     def removal(self, step: int) -> Mapping[str, Tensor] | None:
         return None
+
+    def pinned(self) -> Mapping[str, Tensor]:
+        return {}
 
     def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
         return {}

@@ -37,6 +37,14 @@ class SmallNet(nn.Module):
         return y
 
 
+def smooth(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Whose activations let a channel learn at 0."""
+    layers: list[nn.Module] = []
+    for inputs, activation in ((input_shape[0], nn.SiLU()), (12, nn.GELU()), (12, nn.LeakyReLU(0.1))):
+        layers += [nn.Conv2d(inputs, 12, 3, 1, 1, bias=False), nn.BatchNorm2d(12), activation]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, num_classes))
+
+
 class SmallUnits:
     """What `pipeline.surgery.anatomy` must say of a SmallNet, worked out by hand."""
 

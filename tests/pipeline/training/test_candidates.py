@@ -97,8 +97,8 @@ def test_a_target_out_of_reach_is_told_once_with_what_stands_in_its_way() -> Non
     steering, _ = steering_of(network, config.Target(channels=0.3, floor=0.25), note=told.append)
     faded(steering, network, 50, torch.Generator().manual_seed(0))
     (text,) = told  # two of 8, all 8 of both convolutions of the middle, two of 8: 20 of the 32 channels
-    assert text.startswith("the target is out of reach: target.floor 0.25, channels in steps of 1 and the channels of")
-    assert "conv" in text and text.endswith("leave 0.625 of the channels, 0.3 is needed")
+    assert text.startswith("the target is out of reach: target.floor 0.25, channels in steps of 1 and what no batch")
+    assert "(conv)" in text and text.endswith("leave 0.625 of the channels, 0.3 is needed")
     assert steering.reached()["channels"] == 0.625
     told.clear()
     network = Net("plain")

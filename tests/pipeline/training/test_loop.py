@@ -46,8 +46,12 @@ class Traced:
         self.calls.append(("loss_term", step))
         return 100.0 + 0.0 * self.weight.sum()
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, stepped: bool = True) -> None:
+        assert stepped
         self.calls.append(("after_step", step))
+
+    def due(self, step: int) -> bool:
+        return False
 
     def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
         self.calls.append(("epoch_end", step))
@@ -61,6 +65,9 @@ class Traced:
 
     def removal(self, step: int) -> None:
         self.calls.append(("removal", step))
+
+    def pinned(self) -> dict[str, Tensor]:
+        return {}
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {}

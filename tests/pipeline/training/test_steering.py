@@ -13,9 +13,10 @@ from pipeline import config
 from pipeline.data import load
 from pipeline.models import build
 from pipeline.progress import Silent
+from pipeline.training.candidates import FADING, HELD
 from pipeline.training.latency import Stopwatch
 from pipeline.training.stage import Task, Trained, train_demp, trained_network
-from pipeline.training.steering import FADING, HELD, MATTERS
+from pipeline.training.steering import MATTERS
 from runtime.macs import macs
 from tests.pipeline.training.small import SHAPE, steering_of
 
