@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +15,7 @@ from pipeline.surgery.labels import Labels
 from pipeline.surgery.rules.elementwise import ACTIVATION_MODULES, ACTIVATIONS, EXACT_ACTIVATIONS
 from pipeline.surgery.select import choose
 from pipeline.surgery.trace import Traced, in_place, trace
+from pipeline.surgery.units import Units
 
 Dead = Mapping[str, Tensor]  # watched output -> bool (channels,), True where dead
 
@@ -81,14 +83,26 @@ class Anatomy:
         return sum(int(mask.sum()) for mask in self.removable(dead).values())
 
     def live_masks(self, dead: Dead) -> dict[str, Tensor]:
-        """Per parameter a float mask that broadcasts to it: 0 where cutting the dead channels removes the entry."""
+        """Per parameter a float mask that broadcasts to it: 0 where the entry makes nothing but dead units.
+
+        And 0 where cutting the dead channels removes the entry. A channel of a residual stream is made of several
+        units, which die one by one, and is cut with the last; of a layer that is dead as a whole a cut keeps one.
+        """
         a = Analysis(self.traced, dead=dead).run()
         _, cut = choose(a, 1)
-        masks = {}
+        gone, names, masks = self._units.gone(dead), a.names, {}
         for name, p in self.model.named_parameters():
-            mask = cut_mask(cut, a.canonical(name) if name in a.names else name, p)
+            key = a.canonical(name) if name in names else name
+            mask = cut_mask(cut, key, p)
+            if key in gone:
+                live = torch.as_tensor(~gone[key], dtype=p.dtype, device=p.device)
+                mask = live if mask is None else _product(mask, live)
             masks[name] = torch.ones((), device=p.device) if mask is None else mask
         return masks
+
+    @cached_property
+    def _units(self) -> Units:
+        return Units(self._structure, self.axis)
 
 
 class _Watcher(fx.Interpreter):
@@ -110,6 +124,12 @@ def _activates(a: Analysis, node: fx.Node) -> bool:
         kinds = (*ACTIVATION_MODULES, nn.PReLU)
         return type(a.module(node)) in kinds
     return node.op in ("call_function", "call_method") and describe(a, node).rstrip("_") in ACTIVATIONS
+
+
+def _product(mask: Tensor, live: Tensor) -> Tensor:
+    """In the memory of `mask` where that is as large: the masks of wide layers have a megabyte. Both of one rank."""
+    fits = all(n in (1, size) for n, size in zip(live.shape, mask.shape, strict=True))
+    return mask.mul_(live) if fits else mask * live
 
 
 def anatomy(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Anatomy:

@@ -18,15 +18,15 @@ class Noise:
         device = self._parameters[0].device
         self._generator = torch.Generator(device)
         self._flat = torch.empty(sum(p.numel() for p in self._parameters), device=device)
-        self._live = torch.ones_like(self._flat, dtype=torch.bool)
-        self._noise, self._live_parts = self._views(self._flat), self._views(self._live)
+        self._dead = torch.zeros_like(self._flat, dtype=torch.bool)
+        self._noise, self._dead_parts = self._views(self._flat), self._views(self._dead)
         self._any_dead = False
 
     def spare(self, live: Mapping[str, Tensor]) -> None:
         """From now on no noise where `live` (parameter name -> mask that broadcasts to it) is 0."""
-        for name, mask, parameter in zip(self._names, self._live_parts, self._parameters, strict=True):
-            mask.copy_((live[name] != 0).expand_as(parameter) if name in live else torch.ones_like(mask))
-        self._any_dead = not bool(self._live.all())
+        for name, mask, parameter in zip(self._names, self._dead_parts, self._parameters, strict=True):
+            mask.copy_((live[name] == 0).expand_as(parameter) if name in live else torch.zeros_like(mask))
+        self._any_dead = bool(self._dead.any())
 
     @torch.no_grad()
     def add(self, sigma: float, seed: int) -> None:
@@ -34,7 +34,7 @@ class Noise:
             return
         self._flat.normal_(generator=self._generator.manual_seed(seed))
         if self._any_dead:
-            self._flat.mul_(self._live)
+            self._flat.masked_fill_(self._dead, -0.0)  # what may be added without changing a bit, not even of -0.0
         torch._foreach_add_(self._parameters, self._noise, alpha=sigma)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
