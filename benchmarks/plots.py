@@ -72,6 +72,7 @@ def training(figure: Figure, points: Sequence[Point]) -> None:
 
 DRAWN: dict[str, tuple[Callable[[Figure, Sequence[Point]], None], tuple[float, float]]] = {
     "methods.cpu": (methods, (8.0, 4.2)),
+    "methods_fashion.cpu": (methods, (8.0, 4.2)),
     "training.cpu": (training, (6.0, 3.0)),
 }
 

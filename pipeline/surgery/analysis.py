@@ -177,7 +177,8 @@ class Analysis:
         fits = [f for f in labels.fields if f.ids.shape == tuple(mask.shape)]
         if len(fits) != 1:
             raise ValueError(f"dead mask of {node.name} has shape {tuple(mask.shape)}; its channels do not")
-        self.ledger.hold(fits[0].ids[mask.cpu().numpy().astype(bool)])
+        ids, dead = fits[0].ids, mask.cpu().numpy().astype(bool)
+        self.ledger.hold(np.setdiff1d(ids[dead], ids[~dead]))  # flattened, one channel is several entries
 
 
 def _fits(value: Value, val: Any) -> bool:

@@ -186,3 +186,14 @@ def test_a_mask_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dead mask of relu has shape \(7,\)") as caught:
         shrink(two_layers(), doubled(), {"relu": mask(7, 0)})
     assert "its channels do not" in str(caught.value)
+
+
+@pytest.mark.parametrize(("dead", "left"), [(range(5, 6), 4), (range(64), 3), (range(63), 4), (range(50, 140), 3)])
+def test_a_channel_that_is_flattened_before_its_activation_is_dead_where_all_its_places_are(
+    dead: range, left: int
+) -> None:
+    """Four channels of 8x8 places; one place that never fires is not the channel."""
+    model = net(lambda m, x: m.fc(F.relu(m.conv(x).flatten(1))), conv=conv(3, 4, bias=True), fc=nn.Linear(256, 4))
+    assert anatomy(model, image()).watch == {"relu": 256}
+    compact = shrink(model, image(), {"relu": mask(256, *dead)}).model
+    assert compact.get_parameter("conv.weight").shape[0] == left

@@ -225,6 +225,14 @@ def test_what_mixes_or_is_not_understood_ends_the_way(other: Any) -> None:
     assert rows(alone, {"relu": mask(4, 1)}) == {"conv.weight": [1], "bn.weight": [1], "bn.bias": [1]}
 
 
+def test_channels_of_two_axes_are_told_apart() -> None:
+    """(B, 4, 64) -> (B, 4, 4), then the mean over the features: what is left are the channels of the convolution."""
+    layers = {"conv": conv(3, 4), "mid": nn.Linear(64, 4)}
+    model = net(lambda m, x: F.relu(m.mid(m.conv(x).flatten(2)).mean(2)), **layers)
+    assert anatomy(model, image()).watch == {"relu": 4}
+    assert rows(model, {"relu": mask(4, 1)}) == {}  # the linear layer mixes, though not channels: no rule says so
+
+
 def test_a_norm_over_channels_ends_the_way_and_its_own_scales_are_of_one_channel_each() -> None:
     model = net(lambda m, x: pooled(F.relu(m.norm(m.conv(x)))), conv=conv(3, 4), norm=nn.GroupNorm(2, 4))
     assert rows(model, {"relu": mask(4, 1)}) == {"norm.weight": [1], "norm.bias": [1]}
