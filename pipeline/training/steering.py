@@ -88,24 +88,20 @@ class Steering:
                 "short": False,  # whether the user was told that the target is out of reach
             }
             if self._latencies_of is not None:
-                self._first["latency_ms"] = self._dense_ms(self._latencies_of)
+                self._dense = copy.deepcopy(state.network)
+                self._first["latency_ms"] = min(self._latencies_of(state.network, state.network))
 
-    def _dense_ms(self, latencies_of: Callable[[nn.Module, nn.Module], tuple[float, float]]) -> float:
-        """Of the network as it is now, which is remembered. Raises UserError where it is fast enough already."""
-        self._dense = copy.deepcopy(self._state.network)
-        found, asked = min(latencies_of(self._dense, self._dense)), self._target.latency_ms
-        if asked is not None and found <= asked:
+    @torch.no_grad()
+    def after_step(self, step: int, stepped: bool = True) -> None:
+        """Average what channels matter, where gradients were finite (`stepped`); take the proximal step of those that
+        fade. Raises UserError in the first step where the dense network has the latency asked for already."""
+        asked, found = self._target.latency_ms, self._first["latency_ms"]
+        if step == 0 and asked is not None and found <= asked:
             raise UserError(
                 f"target.latency_ms is {asked:g}, and the dense network takes {found:.3g} ms",
                 "less than the dense network takes",
                 "lower it, or drop the target",
             )
-        return found
-
-    @torch.no_grad()
-    def after_step(self, step: int, stepped: bool = True) -> None:
-        """Average what channels matter, where gradients were finite (`stepped`); take the proximal step of those that
-        fade."""
         if step >= self.bounds[-1]:
             self._hold(0.0)
             return
