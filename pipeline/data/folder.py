@@ -128,7 +128,9 @@ class Reading:
     def batch(self, batch: int, whole: Tensor, images: list[Future[Tensor]]) -> tuple[Tensor, Tensor]:
         """Wait for the images; normalised and on the device."""
         device = self.split.device
-        x, y = torch.stack([image.result() for image in images]), self.split.labels[whole[rows_of(self.part)]]
+        none = torch.empty((0, 3, *self.split.decoder.size), dtype=torch.uint8)
+        x = torch.stack([image.result() for image in images]) if images else none
+        y = self.split.labels[whole[rows_of(self.part)]]
         if device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)

@@ -23,7 +23,7 @@ from runtime.files import read_json
 STATE, WEIGHTS, PLAN, OPTIMIZER, METHOD = (
     "state.json", "weights.safetensors", "plan.json", "optimizer.safetensors", "method.safetensors"
 )  # fmt: skip
-KEPT = 2
+KEPT, SCHEMA = 2, 2
 SEPARATOR = "|"
 
 
@@ -46,10 +46,11 @@ class Checkpoints:
     folder: Path
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write it, then remove all but the last two. Raises OSError on a full disk, with nothing half-written."""
+        """Write it, then remove all but the last two and those of later steps, which could not be used. Raises OSError
+        on a full disk, with nothing half-written."""
         final = self.folder / f"{snapshot.step:010d}"
         if final.exists():
-            return
+            remove(final)
         with new_folder(final) as part:
             save_weights(snapshot.network, part / WEIGHTS)
             if (plan := plan_before(snapshot.network)) is not None:
@@ -57,9 +58,10 @@ class Checkpoints:
             save_file({k: v.contiguous() for k, v in snapshot.moments.items()}, part / OPTIMIZER)
             save_file({k: v.contiguous() for k, v in snapshot.method.items()}, part / METHOD)
             marks = {path.name: sha256(path) for path in sorted(part.iterdir())}
-            write_json(part / STATE, {"schema": 1, "step": snapshot.step, "files": marks, "told": snapshot.told})
-        for old in self._folders()[:-KEPT]:
-            remove(old)
+            write_json(part / STATE, {"schema": SCHEMA, "step": snapshot.step, "files": marks, "told": snapshot.told})
+        later = [folder for folder in self._folders() if folder.name > final.name]
+        for folder in [*later, *self._folders()[: -KEPT - len(later)]]:
+            remove(folder)
 
     def last(self, fresh: Callable[[], nn.Module], note: Callable[[str], None]) -> Snapshot | None:
         """The newest that is whole; `fresh` builds the network as it was before any removal."""
@@ -79,6 +81,8 @@ class Checkpoints:
 def read(folder: Path, fresh: Callable[[], nn.Module]) -> Snapshot:
     """One checkpoint; ValueError where a file is not the one that was written."""
     state = read_json(folder / STATE)
+    if state["schema"] != SCHEMA:
+        raise ValueError("written by another version")
     for name, mark in state["files"].items():
         if Path(name).name != name or sha256(folder / name) != mark:
             raise ValueError(f"{name} is not what was written")

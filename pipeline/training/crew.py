@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,11 @@ def lead(device: str) -> Iterator[Callable[[], None]]:
 
         try:
             yield dismiss
-        finally:
-            dismiss()
+        except BaseException:
+            with suppress(RuntimeError):  # they may be gone, and what went wrong here is to be told
+                dismiss()
+            raise
+        dismiss()
 
 
 def announce(training: str, kept: Path) -> None:

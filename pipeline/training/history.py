@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,8 @@ class History:
     path: Path | None
     """None in processes that do not write."""
     watcher: Watcher | None = None
+    mean: Callable[[Tensor], Tensor] = lambda losses: losses
+    """Over the processes that train together."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     images_per_s: float | None = None
     """Of the last window."""
@@ -84,7 +86,7 @@ class History:
     def end_window(self, batch_size: int, epoch: int) -> None:
         """Wait for the device, read the losses, take the speed. Raises UserError where a loss is not finite."""
         if self._losses:
-            values = torch.stack(self._losses).double().cpu()
+            values = self.mean(torch.stack(self._losses).double()).cpu()
             took, timed = time.perf_counter() - self._start, len(values) - self._untimed
             _demand_finite(values, epoch, self._steps)
             if timed:

@@ -105,7 +105,8 @@ class Loop:
         assert self.step == (epoch + 1) * self.steps_per_epoch, (self.step, self.steps_per_epoch)
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        torch.manual_seed(derived_seed(self.seed, "step", self.step))
+        ranks = self.compute.ranks
+        torch.manual_seed(derived_seed(self.seed, "step", self.step * ranks.world + ranks.rank))
         with self.compute.autocast():
             logits = self.state.forward(self.compute.images(x))
         if not isinstance(logits, Tensor):
@@ -206,6 +207,7 @@ class Loop:
         if self.scaler is not None and last.told["scaler"] is not None:
             self.scaler.load_state_dict(last.told["scaler"])
         self.step, self.whole = last.step, last.told["whole"]
+        self.progress.update(self.step)
 
     def _state_over(self, network: nn.Module) -> TrainState:
         optimizer = optimizer_for(self.section, [p for p in network.parameters() if p.requires_grad])
@@ -223,7 +225,9 @@ def accuracy_of(model: nn.Module, split: Split, ranks: Ranks = ALONE) -> float:
     training = model.training
     model.eval()
     try:
-        right = [(model(x).argmax(1) == y).sum() for x, y in split.batches(EVALUATION_BATCH, part=ranks.part)]
+        parts = ((x, y) for x, y in split.batches(EVALUATION_BATCH, part=ranks.part) if len(x))
+        right = [(model(x).argmax(1) == y).sum() for x, y in parts]
     finally:
         model.train(training)
-    return int(ranks.sum(torch.stack(right).sum())) / len(split)
+    own = sum(right, torch.zeros((), dtype=torch.int64, device=next(model.parameters()).device))
+    return int(ranks.sum(own)) / len(split)

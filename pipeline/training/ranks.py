@@ -44,6 +44,10 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of x over all processes, in place."""
+        return self.sum(x).div_(self.world)
+
     def same(self, x: Tensor) -> Tensor:
         """The first process's x; all have the same shape."""
         if self.world > 1:
@@ -143,6 +147,7 @@ class JoinedBatchNorm(nn.Module):
         if not norm.training:
             y: Tensor = norm(x)
             return y
+        given, x = x.dtype, x if x.dtype == torch.float64 else x.float()  # as torch's own norms reckon
         axes = [0, *range(2, x.dim())]
         count = x.numel() // x.shape[1] * dist.get_world_size()
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -151,7 +156,9 @@ class JoinedBatchNorm(nn.Module):
         variance = _over_all(centred.square().sum(axes)) / count
         self._remember(mean.detach(), variance.detach() * (count / max(1, count - 1)))
         y = centred * torch.rsqrt(variance + norm.eps).view(shape)
-        return y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)
+        if norm.weight is not None:
+            y = y * norm.weight.view(shape) + norm.bias.view(shape)
+        return y.to(given)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:

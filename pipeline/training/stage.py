@@ -124,9 +124,9 @@ def _train(
     with ExitStack() as stack:
         stack.enter_context(repeatable(task.threads, device, section.deterministic))
         ranks = stack.enter_context(together(device))
-        loop = _loop(section, task, device, ranks, method_of, align)
-        task.progress.start(name, section.epochs * loop.steps_per_epoch)
         try:
+            loop = _loop(section, task, device, ranks, method_of, align)
+            task.progress.start(name, section.epochs * loop.steps_per_epoch)
             accuracy = loop.run()
             dead = loop.method.end()
         except torch.OutOfMemoryError as error:
@@ -184,7 +184,7 @@ def _loop(
         from pipeline.training.tensorboard import TensorBoard
 
         watcher = TensorBoard(task.out / "tensorboard")
-    history = History(task.out / "history.jsonl" if ranks.first else None, watcher)
+    history = History(task.out / "history.jsonl" if ranks.first else None, watcher, ranks.mean)
     checkpoints = None if task.kept is None else Checkpoints(task.kept)
     method = method_of(data, network, ranks)
     return Loop(section, network, data, method, task.seed, history, task.progress, compute, align, checkpoints, fresh)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.surgery import Anatomy, anatomy
 from pipeline.surgery.resume import shrink_training
+from pipeline.training.checkpoint import moments_of, put_moments
 from pipeline.training.compute import Compute
 from pipeline.training.optimizer import Optimizer, over
 from pipeline.training.sound_kernels import writes_past
@@ -84,8 +85,8 @@ def without(
 
     x: images (N >= 2, C, H, W) of a training batch; a channel that learns from the first WITNESSES of them stays.
     `align`: dead channels stay up to this multiple, per group of layers, for surgery to decide on. `pinned`: entries
-    that the training holds, see `Method.pinned`. Raises UserError
-    where the network does more in training mode than a graph can hold.
+    that the training holds, see `Method.pinned`. Raises UserError where the network does more in training mode than a
+    graph can hold.
     """
     witnesses = compute.ranks.same(x[:WITNESSES].clone())
     made = shrink_training(state.network, (witnesses,), state.optimizer.inner, dead, pinned=pinned, align=align)
@@ -94,7 +95,9 @@ def without(
     network = compute.placed(made.compact.model)
     torch.compiler.reset()  # what was compiled for the old widths is of no use any more
     difference = max(made.compact.certificate["law"]["max_rel_diff"], made.step_rel_diff or 0.0)
-    return state_of(network, over(state.optimizer, made.optimizer), shape, compute), difference
+    optimizer = over(state.optimizer, made.optimizer)
+    put_moments(network, optimizer, moments_of(network, optimizer))  # torch's fused steps walk both as they lie
+    return state_of(network, optimizer, shape, compute), difference
 
 
 def removal_of(before: TrainState, after: TrainState, difference: float, step: int, start: float) -> Removal:

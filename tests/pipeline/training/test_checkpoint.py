@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -129,6 +130,30 @@ def test_without_a_whole_checkpoint_the_training_starts_anew(tmp_path: Path, und
     assert "cannot be used" in progress.notes[0]
     assert not any(note.startswith("going on") for note in progress.notes)
     assert again.weights.read_bytes() == undisturbed.weights.read_bytes()
+
+
+def test_new_checkpoints_take_the_place_of_those_that_cannot_be_used(tmp_path: Path) -> None:
+    """Of later steps, damaged: they are no reason to remove what is whole, and one of the same step is replaced."""
+    kept, network = Checkpoints(tmp_path), build(MODEL, num_classes=10, input_shape=(1, 8, 8))
+    for name in ("0000000020", "0000000126", "0000000140"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+    for step, left in ((10, [10]), (20, [10, 20]), (30, [20, 30])):
+        kept.save(Snapshot(step, network, {}, {}, {}))
+        assert sorted(int(path.name) for path in tmp_path.iterdir()) == left
+    fresh = functools.partial(build, MODEL, num_classes=10, input_shape=(1, 8, 8))
+    last = kept.last(fresh, pytest.fail)
+    assert last is not None and last.step == 30
+
+
+def test_a_checkpoint_of_another_version_is_not_used(tmp_path: Path) -> None:
+    kept, fresh = Checkpoints(tmp_path), functools.partial(build, MODEL, num_classes=10, input_shape=(1, 8, 8))
+    kept.save(Snapshot(10, fresh(), {}, {}, {}))
+    state = tmp_path / "0000000010" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"schema": 1}))
+    notes: list[str] = []
+    assert kept.last(fresh, notes.append) is None
+    assert notes == ["checkpoint 0000000010 cannot be used (written by another version)"]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

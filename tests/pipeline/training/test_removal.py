@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -95,7 +96,9 @@ def test_a_removal_keeps_multiples_for_surgery_to_decide_on(tmp_path: Path) -> N
     assert sum(widths) < 16 * 3 + 32 * 3 + 64 * 3
 
 
-def state_with_dead(momentum: float = 0.9) -> tuple[TrainState, dict[str, torch.Tensor], torch.Tensor]:
+def state_with_dead(
+    optimizer: str = "sgd", compute: Compute = CPU
+) -> tuple[TrainState, dict[str, torch.Tensor], torch.Tensor]:
     """Two layers; channel 1 of the first is dead and stays so."""
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -105,25 +108,30 @@ def state_with_dead(momentum: float = 0.9) -> tuple[TrainState, dict[str, torch.
     with torch.no_grad():
         network.get_parameter("1.weight")[1] = 0.0
         network.get_parameter("1.bias")[1] = -1.0
-    optimizer = optimizer_for(config.Training(momentum=momentum), list(network.parameters()))
-    state = state_of(network.train(), optimizer, SHAPE, CPU)
+    compute.placed(network.train())
+    section = config.Training.model_validate({"optimizer": optimizer})
+    state = state_of(network, optimizer_for(section, list(network.parameters())), SHAPE, compute)
     x = torch.randn(32, *SHAPE)
-    network(x).square().mean().backward()
-    optimizer.step(0.1)
+    network(compute.images(x)).square().mean().backward()
+    state.optimizer.step(0.1)
     dead = {name: torch.zeros(width, dtype=torch.bool) for name, width in state.anatomy.watch.items()}
     dead[min(dead)][1] = True
     return state, dead, x
 
 
-def test_the_next_step_is_that_of_the_whole_network() -> None:
-    state, dead, x = state_with_dead()
-    after, difference = without(state, dead, x, SHAPE, CPU)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_next_step_is_that_of_the_whole_network(optimizer: str, channels_last: bool) -> None:
+    """Also where weights lie as (N, C, H, W) and not so in memory: the moments have to lie like them."""
+    compute = dataclasses.replace(CPU, channels_last=channels_last)
+    state, dead, x = state_with_dead(optimizer=optimizer, compute=compute)
+    after, difference = without(state, dead, x, SHAPE, compute)
     assert 0 <= difference <= 1e-6
     assert after.anatomy.channels == state.anatomy.channels - 1
     assert after.macs == state.macs - 1 * 9 * 64 - 3 * 9 * 36
     for one in (state, after):
         one.optimizer.zero_grad()
-        one.forward(x).square().mean().backward()
+        one.forward(compute.images(x)).square().mean().backward()
         one.optimizer.step(0.1)
     keep = [0, 2, 3]
     want, got = dict(state.network.named_parameters()), dict(after.network.named_parameters())

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from pipeline import config
 from pipeline.data import Dataset, load
+from pipeline.data.arrays import ArraySplit
 from pipeline.models import build, load_weights
 from pipeline.progress import Silent
 from pipeline.training.census import load_census
@@ -168,14 +169,16 @@ def test_training_stops_the_progress_also_after_an_error(tmp_path: Path, digits:
 def test_running_out_of_memory_says_what_to_lower(
     tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Loop) -> float:
+    def full(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr(Loop, "run", full)
-    with pytest.raises(UserError, match="ran out of memory while training") as caught:
-        demp(tmp_path, digits)
-    assert caught.value.remedy == "lower demp.batch_size"
-    assert "\n" not in str(caught.value)
+    for kind, name in ((Loop, "run"), (ArraySplit, "to")):  # and before the first step, where the images go there whole
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, full)
+            with pytest.raises(UserError, match="ran out of memory while training") as caught:
+                demp(tmp_path, digits)
+        assert caught.value.remedy == "lower demp.batch_size"
+        assert "\n" not in str(caught.value)
 
 
 def test_demp_needs_batch_norm(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,102 @@
+"""One process of several: empty shares of a last batch, norms in half precision, and what is told of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline import config
+from pipeline.data import load
+from pipeline.surgery import anatomy
+from pipeline.training.census import census
+from pipeline.training.crew import lead
+from pipeline.training.history import History
+from pipeline.training.loop import EVALUATION_BATCH, accuracy_of
+from pipeline.training.ranks import JoinedBatchNorm, Ranks
+from runtime.errors import UserError
+
+
+class Apart(Ranks):
+    """The second of two, whose sums are its own."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2)
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_share_without_images_counts_nothing(tmp_path: Path) -> None:
+    """One image more than the evaluation's batches hold: the second process has none of the last one."""
+    for number in range(EVALUATION_BATCH + 1):
+        path = tmp_path / "val" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), number % 256, np.uint8)).save(path)
+    (tmp_path / "train").symlink_to(tmp_path / "val")
+    data = load(config.Data(source=f"imagefolder:{tmp_path}"))
+    strict = nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Flatten(), nn.Linear(48, 2))  # refuses batches of none
+    for split in (data.test, load(config.Data()).test):
+        size = split.batches(1).__next__()[0][0].numel()
+        network = strict if size == 48 else nn.Sequential(nn.Flatten(), nn.Linear(size, 10))
+        alone, share = accuracy_of(network, split), accuracy_of(network, split, Apart())
+        assert 0 <= share <= alone <= 1
+
+
+def test_a_census_of_no_image_finds_what_the_others_find() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 2))
+    units = anatomy(network, (torch.zeros(2, 1, 8, 8),))
+    found = census(units, [torch.randn(4, 1, 8, 8), torch.zeros(0, 1, 8, 8)], Apart())
+    alone = census(units, [torch.zeros(0, 1, 8, 8)], Apart())
+    assert found.keys() == alone.keys() == units.watch.keys()
+    assert all(bool(mask.all()) for mask in alone.values()), "no image fires"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.usefixtures("joined")
+def test_a_joined_norm_is_torch_s_in_every_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    theirs, wide = nn.BatchNorm2d(5), torch.float64 if dtype == torch.float64 else torch.float32
+    theirs.to(wide)
+    inside = nn.BatchNorm2d(5).to(wide)
+    ours = JoinedBatchNorm(inside)
+    x = torch.randn(6, 5, 3, 3).to(dtype)
+    want, got = theirs(x), ours(x)
+    assert got.dtype == want.dtype == dtype
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(inside.running_var, theirs.running_var)
+    torch.testing.assert_close(inside.running_mean, theirs.running_mean)
+
+
+def test_the_loss_told_is_the_mean_over_all_processes(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl", None, lambda losses: (losses + 3.0) / 2)
+    history.begin()
+    for _ in range(3):
+        history.step(torch.tensor(1.0))
+    history.end_window(10, 0)
+    assert history.end_epoch({})["loss"] == 2.0
+
+
+def test_what_went_wrong_is_told_and_not_that_the_others_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Ranks, value: object) -> object:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(Ranks, "agree", gone)
+    with pytest.raises(UserError, match="too many"), lead("cpu"):
+        raise UserError("too many", "fewer", "lower it")
+    with pytest.raises(RuntimeError, match="closed"), lead("cpu"):
+        pass
