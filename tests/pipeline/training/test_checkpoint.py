@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,10 +64,18 @@ class Recorder(Silent):
         self.notes.append(text)
 
 
-def trained(out: Path, kept: Path | None, progress: Silent | None = None) -> Trained:
+def trained(out: Path, kept: Path | None, progress: Silent | None = None, **changes: Any) -> Trained:
     out.mkdir(exist_ok=True)
     task = Task(MODEL, load(config.Data()), 1, 1, "cpu", out, progress or Silent(), kept)
-    return train_demp(config.Demp.model_validate(SECTION), task)
+    return train_demp(config.Demp.model_validate(SECTION | changes), task)
+
+
+def killed(out: Path, kept: Path, place: str, **changes: object) -> None:
+    patch, nth = PLACES[place]
+    out.mkdir()
+    code = KILLED.format(patch=patch, nth=nth, section=SECTION | changes, out=str(out), kept=str(kept))
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +85,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_killed_training_goes_on_bit_for_bit(place: str, tmp_path: Path, undisturbed: Trained) -> None:
-    patch, nth = PLACES[place]
     out, kept = tmp_path / "out", tmp_path / "kept"
-    out.mkdir()
-    code = KILLED.format(patch=patch, nth=nth, section=SECTION, out=str(out), kept=str(kept))
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    killed(out, kept, place)
     assert 1 <= len([p for p in kept.iterdir() if p.name.isdecimal()]) <= 3
     progress = Recorder()
     again = trained(out, kept, progress)
@@ -94,6 +99,25 @@ def test_a_killed_training_goes_on_bit_for_bit(place: str, tmp_path: Path, undis
     first, second = (steady(run) for run in (undisturbed, again))
     assert first == second
     assert len(second) == 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels_last": True},
+        {"channels_last": True, "optimizer": "adamw", "lr": 0.01, "target": {"macs": 0.4}, "amp": "bf16"},
+    ],
+    ids=["channels last", "channels last, adamw, steered, bf16"],
+)
+def test_a_killed_training_goes_on_bit_for_bit_however_its_steps_are_computed(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = trained(tmp_path / "whole", None, **changes)
+    killed(tmp_path / "out", tmp_path / "kept", "in the middle of an epoch", **changes)
+    again = trained(tmp_path / "out", tmp_path / "kept", **changes)
+    assert again.weights.read_bytes() == whole.weights.read_bytes()
+    rows = [json.loads(line) for line in again.history.read_text().splitlines()]
+    assert any(row["removals"] for row in rows)
 
 
 def steady(run: Trained) -> list[dict[str, object]]:
