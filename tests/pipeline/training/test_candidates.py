@@ -28,6 +28,8 @@ class Net(nn.Module):
         self.kind, self.first, self.last, self.linear = kind, unit(1, 8), unit(8, 8), nn.Linear(8, 10)
         self.conv, self.norm, self.relu = nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
         self.skip, self.skip_norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, affine=kind != "constant skip")
+        for norm in (self.first[1], self.norm, self.last[1]):
+            nn.init.constant_(norm.bias, 0.5)  # type: ignore[arg-type]  # a scale of 0 alone leaves that
         if kind == "no shift":
             self.norm.bias.requires_grad_(False)
             self.norm.bias = None  # type: ignore[assignment]

@@ -33,6 +33,18 @@ class Apart(Ranks):
         return x
 
 
+class Strict(nn.Module):
+    """A view that no batch of none can have, as many networks have it."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.relu, self.linear = nn.ReLU(), nn.Linear(inputs, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.relu(x).view(x.shape[0], -1))
+        return y
+
+
 @pytest.fixture
 def joined(tmp_path: Path) -> Iterator[None]:
     """A group of this process alone."""
@@ -49,17 +61,14 @@ def test_a_share_without_images_counts_nothing(tmp_path: Path) -> None:
         Image.fromarray(np.full((4, 4, 3), number % 256, np.uint8)).save(path)
     (tmp_path / "train").symlink_to(tmp_path / "val")
     data = load(config.Data(source=f"imagefolder:{tmp_path}"))
-    strict = nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Flatten(), nn.Linear(48, 2))  # refuses batches of none
     for split in (data.test, load(config.Data()).test):
-        size = split.batches(1).__next__()[0][0].numel()
-        network = strict if size == 48 else nn.Sequential(nn.Flatten(), nn.Linear(size, 10))
+        network = Strict(next(iter(split.batches(1)))[0].numel())
         alone, share = accuracy_of(network, split), accuracy_of(network, split, Apart())
         assert 0 <= share <= alone <= 1
 
 
 def test_a_census_of_no_image_finds_what_the_others_find() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 2))
-    units = anatomy(network, (torch.zeros(2, 1, 8, 8),))
+    units = anatomy(nn.Sequential(nn.Conv2d(1, 3, 3), Strict(3 * 36)), (torch.zeros(2, 1, 8, 8),))
     found = census(units, [torch.randn(4, 1, 8, 8), torch.zeros(0, 1, 8, 8)], Apart())
     alone = census(units, [torch.zeros(0, 1, 8, 8)], Apart())
     assert found.keys() == alone.keys() == units.watch.keys()
