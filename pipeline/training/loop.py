@@ -229,5 +229,6 @@ def accuracy_of(model: nn.Module, split: Split, ranks: Ranks = ALONE) -> float:
         right = [(model(x).argmax(1) == y).sum() for x, y in parts]
     finally:
         model.train(training)
-    own = sum(right, torch.zeros((), dtype=torch.int64, device=next(model.parameters()).device))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    own = sum(right, torch.zeros((), dtype=torch.int64, device=device))
     return int(ranks.sum(own)) / len(split)
