@@ -39,13 +39,11 @@ def census(anatomy: Watched, batches: Iterable[Tensor], ranks: Ranks = ALONE) ->
     """
     dead: dict[str, Tensor] = {}
     for x in batches:
-        sums: dict[str, Tensor] = {}
-        if not len(x):  # this process has no image of a last small batch
-            sums = {name: torch.zeros(width, device=x.device) for name, width in anatomy.watch.items()}
-        for part in torch.split(x, CHUNK) if len(x) else ():
+        sums = {name: torch.zeros(width, device=x.device) for name, width in anatomy.watch.items()}
+        for part in torch.split(x, CHUNK) if len(x) else ():  # of a last small batch a process may have no image
             for name, value in anatomy.observe((part,)).items():
                 total = value.movedim(anatomy.axis[name], 0).flatten(1).sum(1)
-                sums[name] = sums[name] + total if name in sums else total
+                sums[name] = sums[name] + total
         for name, total in sums.items():
             verdict = ranks.sum(total) <= 0
             dead[name] = dead[name] & verdict if name in dead else verdict

@@ -127,7 +127,8 @@ class Loop:
     def _remove(self, dead: Any, x: Tensor) -> None:
         """Cut the dead channels out; a network that cannot be cut while it trains stays whole, and that is told."""
         start, before, difference = time.perf_counter(), self.state, 0.0
-        if self.whole is None and before.anatomy.dead_count(dead):
+        count = 0 if self.whole is not None else before.anatomy.dead_count(dead)
+        if count:
             try:
                 self.state, difference = without(
                     before, dead, x, self.data.input_shape, self.compute, self.align, self.method.pinned()
@@ -136,19 +137,13 @@ class Loop:
                 self.whole = error.found
                 self.progress.note(f"dead channels stay until the end: {self.whole}")
         self.method.bind(self.state)
-        if self.state is before and self.whole is None and (count := before.anatomy.dead_count(dead)):
-            self._note_once(
-                f"{count} dead channels stay for now: a gradient reaches them, or they fill a multiple of {self.align}"
-            )
+        if count and self.state is before and self.whole is None and not self._noted:
+            self._noted = True
+            why = f"a gradient reaches them, or they fill a multiple of {self.align}"
+            self.progress.note(f"{count} dead channels stay for now: {why}")
         if self.state is not before:
             self._train_mode()
             self.history.removed(removal_of(before, self.state, difference, self.step, start))
-
-    def _note_once(self, text: str) -> None:
-        """The first of its kind."""
-        if not self._noted:
-            self.progress.note(text)
-        self._noted = True
 
     def _end_epoch(self, epoch: int) -> float:
         last = self.step - 1
