@@ -78,7 +78,7 @@ def fit(
     batch, train = section.batch_size, data.train.to(device)
     steps = len(epochs) * steps_per_epoch(data.train, batch)
     compute = compute_of(section, device, ALONE)
-    forward = compute.forward_of(compute.placed(network.train()))
+    forward = compute.forward_of(compute.placed(network.train()), data.input_shape)
     optimizer = optimizer_of(section, network)
     if pruner is not None:
         pruner.update_regularizer()

@@ -113,6 +113,8 @@ def run(
         config_folder=config.parent,
     )
     outcome = line.run(settings, order, open_progress())
+    if outcome is None:
+        return errors.EXIT_PASS
     return _judged(outcome.document(), outcome.verdict, outcome.exit_code)
 
 

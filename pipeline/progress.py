@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as RichBars
     from rich.progress import TaskID
 
@@ -20,6 +21,9 @@ PLAIN_INTERVAL_S = 5.0
 class Progress(Protocol):
     def start(self, stage: str, total: float) -> None:
         """A stage of `total` units (> 0; epochs, engines, ...) begins; one that still runs ends."""
+
+    def resume(self, done: int) -> None:
+        """An earlier run brought the stage to `done`; the time left is told from here on."""
 
     def update(self, done: float, text: str = "") -> None:
         """`done` of `total` units are behind us; `text` says what was found, e.g. "accuracy 97.2 %"."""
@@ -43,6 +47,9 @@ class Silent:
     def start(self, stage: str, total: float) -> None:
         pass
 
+    def resume(self, done: int) -> None:
+        pass
+
     def update(self, done: float, text: str = "") -> None:
         pass
 
@@ -61,15 +68,19 @@ class PlainProgress:
     ) -> None:
         self._stream, self._interval_s, self._clock = stream, interval_s, clock
         self._stage: str | None = None
-        self._total, self._done, self._text = 1.0, 0.0, ""
+        self._total, self._before, self._done, self._text = 1.0, 0.0, 0.0, ""
         self._started = self._shown = 0.0
 
     def start(self, stage: str, total: float) -> None:
         assert total > 0, total
         self.stop()
-        self._stage, self._total, self._done, self._text = stage, total, 0.0, ""
+        self._stage, self._total, self._before, self._done, self._text = stage, total, 0.0, 0.0, ""
         self._started = self._shown = self._clock()
         self.note(stage)
+
+    def resume(self, done: int) -> None:
+        self._before = self._done = float(done)
+        self._started = self._clock()
 
     def update(self, done: float, text: str = "") -> None:
         self._done, self._text = done, text or self._text
@@ -77,7 +88,7 @@ class PlainProgress:
         if self._stage is None or now - self._shown < self._interval_s:
             return
         self._shown = now
-        left = time_left_s(now - self._started, done, self._total)
+        left = time_left_s(now - self._started, done - self._before, self._total - self._before)
         parts = [f"{self._stage} {100 * done / self._total:.0f} %", self._text, f"{clock_text(left)} left"]
         self.note("  ".join(part for part in parts if part))
 
@@ -96,7 +107,7 @@ class PlainProgress:
 
 
 class RichProgress:
-    """A bar per stage, drawn by rich; finished bars stay above the running one."""
+    """A bar per stage, drawn by rich, and what was found beneath it; finished bars stay above the running one."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -106,22 +117,15 @@ class RichProgress:
         self._task: TaskID | None = None
 
     def start(self, stage: str, total: float) -> None:
-        from rich import progress
-
         assert total > 0, total
         self.stop()
-        self._bars = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(bar_width=24),
-            progress.TaskProgressColumn(),
-            progress.TextColumn("{task.fields[text]}", markup=False),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
-            console=self._console,
-        )
+        self._bars = _bars(self._console)
         self._task = self._bars.add_task(stage, total=total, text="")
         self._bars.start()
+
+    def resume(self, done: int) -> None:
+        if self._bars is not None and self._task is not None:
+            self._bars.reset(self._task, completed=done)  # a mere update would count as speed
 
     def update(self, done: float, text: str = "") -> None:
         if self._bars is None or self._task is None:
@@ -137,6 +141,31 @@ class RichProgress:
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._task = None
+
+
+def _bars(console: Console) -> RichBars:
+    from rich import progress
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    class Bars(progress.Progress):
+        """What was found has a line of its own: beside the bar it would leave no room for it."""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            for task in self.tasks:
+                yield self.make_tasks_table([task])
+                if task.fields["text"]:
+                    yield Text(f"  {task.fields['text']}")
+
+    return Bars(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=24),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def time_left_s(elapsed_s: float, done: float, total: float) -> float | None:

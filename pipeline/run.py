@@ -26,6 +26,7 @@ from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, UserE
 
 EXIT_CODES = {"pass": EXIT_PASS, "fail": EXIT_GATE_FAILED, "inconclusive": EXIT_INCONCLUSIVE, "done": EXIT_PASS}
 CHECK = "70-check"
+BESIDE = {"checkpoint_s"}  # keys on which nothing that a stage leaves depends
 HEADER = "# The config of the last run in this folder, with every default written out.\n"
 
 
@@ -144,7 +145,7 @@ def _stage(
     when the same inputs would leave other bytes than before.
     """
     key = name.partition("-")[2]
-    section = getattr(task.config, key).model_dump(mode="json")
+    section = getattr(task.config, key).model_dump(mode="json", exclude=BESIDE)
     return work.stage(
         name,
         partial(step, task, *upstream),
@@ -157,8 +158,9 @@ def _stage(
     )
 
 
-def run(config: Config, order: Order, progress: Progress) -> Outcome:
-    """Bring a run folder up to date, as far as the stage `order.until`, and render its report. Raises UserError."""
+def run(config: Config, order: Order, progress: Progress) -> Outcome | None:
+    """Bring a run folder up to date, as far as the stage `order.until`, and render its report; None in a process that
+    only trains beside the one that does. Raises UserError."""
     demand_device(order.device)
     contents.make_importable(Path.cwd(), order.config_folder.resolve())
     task = task_of(config, order, progress)
@@ -166,7 +168,7 @@ def run(config: Config, order: Order, progress: Progress) -> Outcome:
         from pipeline.training.crew import follow
 
         follow(config, task.data, order.device)
-        return Outcome(order.out, None, (), ())
+        return None
     content = contents.of_inputs(config)
     if order.until == CHECK:
         contents.try_check(config.check)  # told now, not after the training
@@ -201,7 +203,7 @@ def crew_of(device: DeviceName) -> Iterator[Callable[[], None]]:
 
 def task_of(config: Config, order: Order, progress: Progress) -> Task:
     """What the stages use; the data is read when a stage first asks for it."""
-    return Task(config, functools.cache(partial(data.load, config.data)), order.device, progress)
+    return Task(config, functools.cache(partial(data.load, config.data)), order.device, progress, order.until)
 
 
 def stage_named(name: str, option: str) -> str:

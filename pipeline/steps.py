@@ -41,12 +41,18 @@ class Task:
     data: Data
     device: DeviceName
     progress: Progress
+    until: str
+    """The last stage that is asked for."""
 
 
 def dense(task: Task, out: Path, kept: Path) -> Trained:
     from pipeline.training.crew import announce
+    from pipeline.training.possible import demand_possible
+    from pipeline.training.repeatable import torch_device
     from pipeline.training.stage import train_dense
 
+    if task.until != "10-dense":
+        demand_possible(task.config.demp, task.config.model, task.data(), torch_device(task.device))
     announce("dense", kept)
     return train_dense(task.config.dense, training(task, out, kept))
 

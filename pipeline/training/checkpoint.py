@@ -1,4 +1,7 @@
-"""Checkpoints: the last two states of a training, each a folder that is whole or absent; safetensors and JSON."""
+"""Checkpoints: the last two states of a training, each a folder that is whole or absent; safetensors and JSON.
+
+Of several processes the first alone writes and reads them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 from export.files import sha256, write_json
 from pipeline.files import new_folder, remove
 from pipeline.models import load_weights, save_weights
-from pipeline.surgery.plan import apply_plan, plan_before, read_plan
+from pipeline.surgery.plan import Plan, apply_plan, plan_before, read_plan
 from pipeline.training.optimizer import Optimizer
+from pipeline.training.ranks import Ranks
 from runtime.errors import UserError
 from runtime.files import read_json
 
@@ -93,6 +97,34 @@ def read(folder: Path, fresh: Callable[[], nn.Module]) -> Snapshot:
     return Snapshot(
         int(state["step"]), network, load_file(folder / OPTIMIZER), load_file(folder / METHOD), state["told"]
     )
+
+
+def of_first(last: Snapshot | None, fresh: Callable[[], nn.Module], ranks: Ranks) -> Snapshot | None:
+    """The first process's in every process; the others need not see its disk."""
+    if ranks.world == 1:
+        return last
+    held = ranks.agree(None if last is None else _packed(last))
+    return last if ranks.first or held is None else _unpacked(held, fresh)
+
+
+def _packed(snapshot: Snapshot) -> dict[str, Any]:
+    plan = plan_before(snapshot.network)
+    return {
+        "step": snapshot.step,
+        "plan": None if plan is None else plan.model_dump_json(by_alias=True),
+        "weights": snapshot.network.state_dict(),
+        "moments": snapshot.moments,
+        "method": snapshot.method,
+        "told": snapshot.told,
+    }
+
+
+def _unpacked(held: Mapping[str, Any], fresh: Callable[[], nn.Module]) -> Snapshot:
+    network = fresh()
+    if held["plan"] is not None:
+        network = apply_plan(network, Plan.model_validate_json(held["plan"]))
+    network.load_state_dict(held["weights"])
+    return Snapshot(held["step"], network, held["moments"], held["method"], held["told"])
 
 
 def moments_of(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -36,9 +36,9 @@ class Compute:
     def images(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
-    def forward_of(self, network: nn.Module) -> Callable[[Tensor], Any]:
-        """What to call in training: joined with other processes, compiled."""
-        called = self.ranks.joined(network, self.device)
+    def forward_of(self, network: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Any]:
+        """What to call in training: joined with other processes, compiled; `shape` (C, H, W)."""
+        called = self.ranks.joined(network, self.device, shape)
         return torch.compile(called) if self.compile else called
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline import config
 from pipeline.data import Dataset, Split
 from pipeline.progress import Progress
-from pipeline.training.checkpoint import Checkpoints, Snapshot, moments_of, put_moments
+from pipeline.training.checkpoint import Checkpoints, Snapshot, moments_of, of_first, put_moments
 from pipeline.training.compute import Compute
 from pipeline.training.history import History
 from pipeline.training.methods import Method
@@ -164,7 +164,8 @@ class Loop:
         self._silent |= set(row.get("silent", ()))
         text = f"epoch {row['epoch']}/{self.section.epochs}  accuracy {100 * accuracy:.2f} %"
         if row.get("dead") is not None:
-            text += f"  dead {row['dead']}/{row['channels']}"
+            text += f"  dead {row['dead']}/{row['channels']}  lambda {row['lambda']:.2g}  sigma {row['sigma']:.2g}"
+        text += f"  {row['macs'] / 1e6:,.1f} M MACs"
         self._told = text
         self.progress.update(self.step, self._told + self.history.window_text())
         return accuracy
@@ -190,7 +191,9 @@ class Loop:
         """From the last checkpoint, where there is one."""
         if self.checkpoints is None or self.fresh is None:
             return
-        last = self.checkpoints.last(self.fresh, self.progress.note)
+        ranks = self.compute.ranks
+        read = self.checkpoints.last(self.fresh, self.progress.note) if ranks.first else None
+        last = of_first(read, self.fresh, ranks)
         if last is None:
             return
         self.progress.note(f"going on from step {last.step}")
@@ -202,7 +205,7 @@ class Loop:
         if self.scaler is not None and last.told["scaler"] is not None:
             self.scaler.load_state_dict(last.told["scaler"])
         self.step, self.whole = last.step, last.told["whole"]
-        self.progress.update(self.step)
+        self.progress.resume(self.step)
 
     def _state_over(self, network: nn.Module) -> TrainState:
         optimizer = optimizer_for(self.section, [p for p in network.parameters() if p.requires_grad])

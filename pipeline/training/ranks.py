@@ -63,11 +63,15 @@ class Ranks:
         dist.broadcast_object_list(held, src=0)
         return held[0]
 
-    def joined(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """What to call in training: gradients are averaged over the processes after each backward pass."""
+    def joined(self, network: nn.Module, device: torch.device, shape: tuple[int, ...]) -> nn.Module:
+        """What to call in training: gradients are averaged over the processes after each backward pass; `shape`
+        (C, H, W)."""
         if self.world == 1:
             return network
         synced = with_joined_norms(network, device)
+        # It waits for every gradient, and a method's own are the same in all processes.
+        unused = names_of(without_gradient(network, torch.zeros(2, *shape, device=device)), synced)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(synced, unused)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(synced, device_ids=[device.index] if device.type == "cuda" else None)
 
 
@@ -91,7 +95,8 @@ def expected_ranks() -> Ranks:
 
 @contextmanager
 def together(device: torch.device) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started: NCCL between GPUs, gloo between CPUs."""
+    """Joins the processes that torchrun started: NCCL between GPUs, gloo between CPUs. Raises UserError where one of
+    them is gone."""
     ranks = expected_ranks()
     if ranks.world == 1 or dist.is_initialized():
         yield ranks
@@ -99,6 +104,14 @@ def together(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield ranks
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            raise UserError(
+                f"another process of this training is gone ({str(error).splitlines()[0]})",
+                f"{ranks.world} processes that all train to the end",
+                "look at what it said, and start again: the training goes on from its last checkpoint",
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -119,6 +132,25 @@ def demand_equal_shares(batch_size: int, images: int, ranks: Ranks) -> None:
         raise UserError(
             f"batches of {size} images on {ranks.world} processes", "as many images for each", "change batch_size"
         )
+
+
+def without_gradient(network: nn.Module, x: Tensor) -> list[nn.Parameter]:
+    """Parameters that are trained and that the answer to x (N >= 2, C, H, W) does not depend on."""
+    apart = copy.deepcopy(network).train()
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        y = apart(x)
+    if not isinstance(y, Tensor):
+        return []  # the first step says what is wrong
+    pairs = [(own, p) for own, p in zip(network.parameters(), apart.parameters(), strict=True) if p.requires_grad]
+    gradients = torch.autograd.grad(y.sum(), [p for _, p in pairs], allow_unused=True)
+    return [own for (own, _), gradient in zip(pairs, gradients, strict=True) if gradient is None]
+
+
+def names_of(parameters: list[nn.Parameter], network: nn.Module) -> list[str]:
+    """All names that they have in the network, as DistributedDataParallel spells them."""
+    own = {id(p) for p in parameters}
+    named = network.named_parameters(remove_duplicate=False)
+    return [spelt for name, p in named if id(p) in own for spelt in ([name] if "." in name else [name, f".{name}"])]
 
 
 def with_joined_norms(network: nn.Module, device: torch.device) -> nn.Module:

@@ -18,7 +18,6 @@ from pipeline import config
 from pipeline.data import Dataset
 from pipeline.models import build, save_weights
 from pipeline.progress import Progress
-from pipeline.surgery import anatomy
 from pipeline.surgery.align import CANDIDATES
 from pipeline.surgery.plan import PLAN, WEIGHTS, plan_before
 from pipeline.training.census import save_census
@@ -30,6 +29,7 @@ from pipeline.training.loop import Loop, steps_per_epoch
 from pipeline.training.methods import Method
 from pipeline.training.methods.demp import Demp
 from pipeline.training.methods.plain import Plain
+from pipeline.training.possible import watched
 from pipeline.training.ranks import Ranks, own_device, together
 from pipeline.training.repeatable import derived_seed, repeatable, torch_device
 from runtime.errors import UserError
@@ -92,13 +92,7 @@ def train_demp(section: config.Demp, task: Task, *, align: Align = 1) -> Trained
     `task.out`. `align`: the multiple that surgery will keep channels to. Raises UserError."""
 
     def method(data: Dataset, network: nn.Module, ranks: Ranks) -> Method:
-        units = anatomy(network, (torch.zeros(2, *data.input_shape, device=next(network.parameters()).device),))
-        if not units.watch:
-            raise UserError(
-                units.traced.frozen or f"{task.model.name} has no activation that could be watched for dead channels",
-                "a network with ReLUs that torch.fx can trace",
-                "mend the network, or choose another",
-            )
+        watched(network, task.model.name, data.input_shape)
         target = section.target
         stopwatch = Stopwatch(
             data.input_shape, target.batch if target else 32, target.backend if target else "onnxruntime", task.threads

@@ -68,7 +68,7 @@ def state_of(network: nn.Module, optimizer: Optimizer, shape: tuple[int, ...], c
     """The state of a network placed already; `shape` (C, H, W)."""
     units = anatomy(network, (torch.zeros(2, *shape, device=compute.device),))
     past = compute.device.type == "cpu" and writes_past(network)
-    return TrainState(network, units, optimizer, compute.forward_of(network), macs(network, shape), past)
+    return TrainState(network, units, optimizer, compute.forward_of(network, shape), macs(network, shape), past)
 
 
 def without(

@@ -13,15 +13,7 @@ class TensorBoard:
     """Writes into `folder`. Raises UserError where the tensorboard extra is not installed."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                f"tensorboard is asked for and cannot be imported ({error})",
-                "the tensorboard extra",
-                "pip install tensorboard, or set tensorboard: false",
-            ) from None
-        self._writer = SummaryWriter(str(folder))
+        self._writer = summary_writer()(str(folder))
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Scalars under their names; what is told by layer as `dead_by_layer/conv1` and so on."""
@@ -32,6 +24,19 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def summary_writer() -> Any:
+    """torch's class. Raises UserError where the tensorboard extra is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"tensorboard is asked for and cannot be imported ({error})",
+            "the tensorboard extra",
+            "pip install tensorboard, or set tensorboard: false",
+        ) from None
+    return SummaryWriter
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:

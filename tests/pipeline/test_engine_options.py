@@ -15,10 +15,11 @@ from export.features import features
 from export.flavours import load
 from pipeline import config, exporting
 from pipeline.config_engine import CAPABILITIES
+from pipeline.progress import Silent
 from tests.export.engines import needs_rtx
 
 
-class Heard:
+class Heard(Silent):
     """A progress that remembers."""
 
     def __init__(self) -> None:
@@ -33,9 +34,6 @@ class Heard:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    def stop(self) -> None:
-        pass
 
 
 def test_every_key_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,32 @@ def test_a_text_stays_until_the_next_and_an_early_end_is_said() -> None:
     ]
 
 
+def test_what_an_earlier_run_did_is_no_speed_of_this_one() -> None:
+    """60 of 100 are there; 10 more take 5 s, so the last 30 take 15."""
+    clock, stream = Clock(), io.StringIO()
+    progress = PlainProgress(stream, clock=clock)
+    progress.start("demp", 100)
+    clock.now += 7  # reading data and checkpoint
+    progress.resume(60)
+    clock.now += 5
+    progress.update(70)
+    progress.stop()
+    assert stream.getvalue().splitlines() == ["demp", "demp 70 %  0:15 left", "demp stopped at 70 %  in 0:05"]
+
+
+def test_a_bar_that_goes_on_tells_no_speed_yet() -> None:
+    progress = open_progress(Terminal())
+    assert isinstance(progress, RichProgress)
+    progress.resume(3)
+    progress.start("demp", 100)
+    progress.update(1)
+    progress.resume(60)
+    assert progress._bars is not None
+    (task,) = progress._bars.tasks
+    assert (task.completed, task.speed) == (60, None)
+    progress.stop()
+
+
 def test_a_terminal_gets_bars_with_what_was_found() -> None:
     stream = Terminal()
     progress = open_progress(stream)
@@ -74,6 +100,19 @@ def test_a_terminal_gets_bars_with_what_was_found() -> None:
     assert "dead 3/9" in shown
     assert "50%" in shown
     assert "ignored" not in shown
+
+
+def test_what_was_found_leaves_room_for_the_bar_in_a_narrow_terminal() -> None:
+    text = "epoch 12/200  accuracy 71.23 %  dead 1404/4800  lambda 0.013  sigma 2e-05  555.4 M MACs  loss 0.912"
+    stream = Terminal()
+    progress = RichProgress(stream)
+    assert progress._console.width == 80
+    progress.start("demp", 10)
+    progress.update(4, text)
+    progress.stop()
+    bar, *beneath = stream.getvalue().rpartition("demp ")[2].splitlines()
+    assert "40%" in bar and "left" in bar
+    assert " ".join(" ".join(beneath).split()).startswith(" ".join(text.split()))
 
 
 def test_elsewhere_plain_lines_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,8 +195,8 @@ def test_the_choice_depends_on_how_it_is_timed() -> None:
     fixed = tree.Config()
     auto = fixed.model_copy(update={"surgery": tree.Surgery(align="auto")})
     images = partial(load, fixed.data)
-    assert _timed_in_surgery(Task(fixed, images, "auto", Silent())) == {}
-    inputs = _timed_in_surgery(Task(auto, images, "auto", Silent()))
+    assert _timed_in_surgery(Task(fixed, images, "auto", Silent(), "70-check")) == {}
+    inputs = _timed_in_surgery(Task(auto, images, "auto", Silent(), "70-check"))
     assert set(inputs) == {"timing", "machine", "device"} and inputs["timing"]["gate_batch"] == 32
     section = tree.Check(batch_sizes=(1, 6), gate_batch=6, threads=3, time_limit_s=9)
     assert timing_of(section, "cuda") == Timing(6, 3, "auto", time_limit_s=27.0)  # three comparisons' worth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,20 +23,31 @@ from runtime.errors import UserError
 ROOT = Path(__file__).parents[3]
 SECTION = {"epochs": 1, "batch_size": 100, "prune_every": 4, "lambda_peak": 0.1, "lr": 0.05}
 ONE_OF_TWO = """
-import sys
+import os, sys
 from pathlib import Path
-import torch.distributed as dist
 from pipeline import config
 from pipeline.data import load
-from pipeline.models import build, save_weights
-from pipeline.progress import Silent
+from pipeline.progress import PlainProgress
+from pipeline.training.loop import Loop
 from pipeline.training.ranks import expected_ranks
 from pipeline.training.stage import Task, train_demp
-out = Path(sys.argv[1]) / str(expected_ranks().rank)
-out.mkdir()
+from runtime.errors import UserError
+out, weights, kept, dies_at = Path(sys.argv[1]), *sys.argv[2:]
+out = out / str(expected_ranks().rank)
+out.mkdir(exist_ok=True)
 section = config.Demp.model_validate({section!r})
-model = config.Model(args={{"width": 4}}, weights=sys.argv[2])
-train_demp(section, Task(model, load(config.Data()), 1, 1, "cpu", out, Silent()))
+model = config.Model(args={{"width": 4}}, weights=weights)
+step = Loop._step
+def dying(self, *batch):
+    if not expected_ranks().first and self.step == int(dies_at):
+        os._exit(9)
+    return step(self, *batch)
+Loop._step = dying
+task = Task(model, load(config.Data()), 1, 1, "cpu", out, PlainProgress(sys.stderr), out / "kept" if kept else None)
+try:
+    train_demp(section, task)
+except UserError as error:
+    sys.exit(f"error: {{error}}")
 """
 
 
@@ -46,6 +58,26 @@ def torchrun(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         [*launcher, *command], cwd=ROOT, check=False, timeout=120, capture_output=True, text=True,
         env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def pair(folder: Path, *arguments: str, **changes: object) -> list[subprocess.CompletedProcess[str]]:
+    """Both processes without torchrun, which would end the one when the other dies."""
+    script = folder / "one_of_two.py"
+    script.write_text(ONE_OF_TWO.format(section=SECTION | changes))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(folder), *arguments], cwd=ROOT, env=shared | {"RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    ended = [(process, *process.communicate(timeout=120)) for process in started]
+    return [subprocess.CompletedProcess(p.args, p.returncode, out, err) for p, out, err in ended]
 
 
 def half_dead(folder: Path) -> Path:
@@ -66,7 +98,7 @@ def test_two_processes_equal_one_with_the_same_batches(tmp_path: Path) -> None:
     script = tmp_path / "one_of_two.py"
     script.write_text(ONE_OF_TWO.format(section=SECTION))
     weights = half_dead(tmp_path)
-    done = torchrun(tmp_path, str(script), str(tmp_path), str(weights))
+    done = torchrun(tmp_path, str(script), str(tmp_path), str(weights), "", "-1")
     assert done.returncode == 0, done.stderr[-2000:]
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -83,6 +115,25 @@ def test_two_processes_equal_one_with_the_same_batches(tmp_path: Path) -> None:
         assert float((value.double() - second[name].double()).abs().max()) <= 1e-5 * scale, name
 
 
+def test_a_lost_process_is_told_and_the_next_training_goes_on_without_its_disk(tmp_path: Path) -> None:
+    """Each process keeps its checkpoints where the other does not look; the first alone has any."""
+    weights = str(half_dead(tmp_path))
+    first, other = pair(tmp_path, weights, "kept", "11", checkpoint_s=0.0)
+    assert (first.returncode, other.returncode) == (1, 9)
+    assert "error: another process of this training is gone (" in first.stderr
+    assert "Traceback" not in first.stderr
+    assert not (tmp_path / "1" / "kept").exists()
+    assert (tmp_path / "0" / "kept" / "0000000008" / "plan.json").is_file(), "a removal came before"
+    again = pair(tmp_path, weights, "kept", "-1", checkpoint_s=0.0)
+    assert [done.returncode for done in again] == [0, 0], again[1].stderr[-2000:]
+    assert all("going on from step 8" in done.stderr for done in again)
+    ended = (tmp_path / "0" / "weights.safetensors").read_bytes()
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    assert [done.returncode for done in pair(undisturbed, weights, "", "-1")] == [0, 0]
+    assert (undisturbed / "0" / "weights.safetensors").read_bytes() == ended
+
+
 @pytest.mark.slow
 def test_a_run_on_two_processes_leaves_what_one_leaves(tmp_path: Path) -> None:
     config_file = tmp_path / "small.yaml"
@@ -96,7 +147,7 @@ def test_a_run_on_two_processes_leaves_what_one_leaves(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir() if p.is_dir() and p.name[0] != ".") == [
         "10-dense", "20-demp", "30-surgery"
     ]  # fmt: skip
-    assert done.stdout.count('"status"') == 2
+    assert done.stdout.count('"status"') == 1, "one process tells"
 
 
 def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +170,6 @@ def test_shares_that_differ_are_refused_and_one_process_joins_nothing() -> None:
         demand_equal_shares(99, 1000, Ranks(0, 2))
     demand_equal_shares(99, 1000, Ranks())
     network, x = nn.Linear(2, 2), torch.ones(3)
-    assert Ranks().joined(network, torch.device("cpu")) is network
+    assert Ranks().joined(network, torch.device("cpu"), (2,)) is network
     assert Ranks().sum(x) is x
     assert Ranks().agree("mine") == "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pipeline.training.census import census
 from pipeline.training.crew import lead
 from pipeline.training.history import History
 from pipeline.training.loop import EVALUATION_BATCH, accuracy_of
-from pipeline.training.ranks import JoinedBatchNorm, Ranks
+from pipeline.training.ranks import JoinedBatchNorm, Ranks, without_gradient
 from runtime.errors import UserError
 
 
@@ -109,3 +110,47 @@ def test_what_went_wrong_is_told_and_not_that_the_others_are_gone(monkeypatch: p
         raise UserError("too many", "fewer", "lower it")
     with pytest.raises(RuntimeError, match="closed"), lead("cpu"):
         pass
+
+
+class Unused(nn.Module):
+    """A bias of its own, and layers that nothing passes through, one of them tied to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 2)
+        self.bias, self.none = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        self.idle, self.twin, self.still = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Linear(3, 2)
+        self.twin.weight = self.idle.weight
+        self.still.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.norm(self.conv(x)).relu().mean((2, 3))) + self.bias
+        return y
+
+
+@pytest.mark.usefixtures("joined")
+def test_parameters_that_nothing_passes_through_do_not_stop_processes() -> None:
+    """Their own gradients, of a penalty that begins later, are there as in one process."""
+    torch.manual_seed(0)
+    alone = Unused()
+    shared = copy.deepcopy(alone)
+    together = Ranks(0, 2).joined(shared, torch.device("cpu"), (1, 5, 5))
+    for step in range(3):
+        x = torch.randn(4, 1, 5, 5)
+        for network, forward in ((alone, alone), (shared, together)):
+            network.zero_grad()
+            loss = forward(x).square().mean() + (network.idle.weight.abs().sum() if step else 0.0)
+            torch.autograd.backward(loss)
+        for (name, one), other in zip(alone.named_parameters(), shared.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None), name
+            if one.grad is not None and other.grad is not None:
+                torch.testing.assert_close(other.grad, one.grad, msg=name)
+    assert alone.idle.weight.grad is not None and alone.none.grad is None
+    assert int(shared.norm.num_batches_tracked or 0) == 3, "looking for them left no trace"
+
+
+def test_looking_for_parameters_without_gradient_draws_no_random_number() -> None:
+    network = nn.Sequential(nn.Dropout(), nn.Linear(3, 2))
+    state = torch.random.get_rng_state()
+    assert without_gradient(network, torch.zeros(2, 3)) == []
+    assert torch.equal(torch.random.get_rng_state(), state)

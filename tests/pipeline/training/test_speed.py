@@ -66,7 +66,7 @@ class Compiling(Compute):
     work: Any = None
     """Called with the seconds of a step."""
 
-    def forward_of(self, network: nn.Module) -> Callable[[Tensor], Any]:
+    def forward_of(self, network: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Any]:
         compiled: list[bool] = []
 
         def forward(x: Tensor) -> Tensor:

@@ -208,6 +208,44 @@ def test_demp_needs_activations_it_can_watch(tmp_path: Path, digits: Dataset, mo
         assert "torch.fx can trace" in caught.value.expected
 
 
+@pytest.mark.parametrize(("told", "wanted"), [(None, True), (True, True), (False, False)])
+def test_steps_are_deterministic_as_the_section_says(
+    told: bool | None, wanted: bool, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    step = Loop._step
+
+    def noted(loop: Loop, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step(loop, x, y)
+
+    monkeypatch.setattr(Loop, "_step", noted)
+    dense(tmp_path, digits, epochs=1, batch_size=len(digits.train), deterministic=told)
+    assert seen == [wanted]
+
+
+class Shown(Silent):
+    """The texts beside the bar."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def update(self, done: float, text: str = "") -> None:
+        self.texts.append(text)
+
+
+def test_the_progress_tells_what_the_history_holds(tmp_path: Path, digits: Dataset) -> None:
+    shown = Shown()
+    section = config.Demp.model_validate(SMALL | {"lambda_peak": 0.6})
+    trained = train_demp(section, dataclasses.replace(task(tmp_path, digits), progress=shown))
+    *_, before, last = rows(trained)
+    for row in (before, last):
+        figures = f"epoch {row['epoch']}/3  accuracy {100 * float(str(row['accuracy'])):.2f} %  "
+        figures += f"dead {row['dead']}/{row['channels']}  lambda {row['lambda']:.2g}  sigma {row['sigma']:.2g}  "
+        figures += f"{float(str(row['macs'])) / 1e6:,.1f} M MACs  loss "
+        assert any(text.startswith(figures) and text.endswith("images/s") for text in shown.texts), figures
+
+
 def test_batch_norms_take_up_the_share_of_a_batch_that_the_section_says(tmp_path: Path, digits: Dataset) -> None:
     """One step from running means of 0 leaves that share of the batch's means; null leaves the network's own 0.1."""
     means = {}
