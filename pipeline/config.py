@@ -32,6 +32,11 @@ class Data(Section):
         default=None,
         description="Side in pixels that images of a folder are resized and cropped to; null keeps fixed-size sets.",
     )
+    resize: Positive | None = Field(
+        default=None,
+        description="Shorter side in pixels that images of a folder are resized to before their middle, image_size x "
+        "image_size, is cut out; null: image_size.",
+    )
     root: str = Field(default="~/.cache/demport", description="Folder that torchvision downloads into.")
     workers: Positive = Field(default=4, description="Threads that decode the images of a folder.")
 
@@ -42,6 +47,19 @@ class Data(Section):
         if self.source != "digits" and not known and not MODULE_FUNCTION.fullmatch(self.source):
             raise impossible(
                 "source", f"`{self.source}` names no data", f"expected {SOURCES}", "write one of these forms"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_cut_out_is_there(self) -> Self:
+        if self.resize is None:
+            return self
+        if not self.source.startswith("imagefolder:") or self.image_size is None or self.resize < self.image_size:
+            raise impossible(
+                "resize",
+                f"resize {self.resize} with data.source {self.source} and image_size {self.image_size or 'null'}",
+                "expected imagefolder:DIR, and no less than its image_size",
+                "take it out, or set both, e.g. {resize: 256, image_size: 224}",
             )
         return self
 

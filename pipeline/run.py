@@ -26,7 +26,7 @@ from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, UserE
 
 EXIT_CODES = {"pass": EXIT_PASS, "fail": EXIT_GATE_FAILED, "inconclusive": EXIT_INCONCLUSIVE, "done": EXIT_PASS}
 CHECK = "70-check"
-BESIDE = {"checkpoint_s"}  # keys on which nothing that a stage leaves depends
+BESIDE = {"checkpoint_s", "workers"}  # keys on which nothing that a stage leaves depends
 HEADER = "# The config of the last run in this folder, with every default written out.\n"
 
 
@@ -68,7 +68,7 @@ class Outcome:
 
 def line(task: Task, content: Mapping[str, str], work: Workspace) -> Iterator[Done]:
     """The stages in their order, each brought up to date when it is asked for; `content` is `contents.of_inputs`."""
-    tree = task.config.model_dump(mode="json")
+    tree = task.config.model_dump(mode="json", exclude={"data": BESIDE})
     common = {key: tree[key] for key in ("data", "model", "seed", "threads")} | {"content": content}
     training = partial(steps.training_bytes, task)
     stage = partial(_stage, work, task, machine.versions())

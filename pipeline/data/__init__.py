@@ -84,7 +84,7 @@ def load(section: config.Data) -> Dataset:
     mark = fingerprint(section)
     match kind:
         case "imagefolder":
-            return folder.dataset(paths.folder_path(rest), section.image_size, section.workers, mark)
+            return folder.dataset(paths.folder_path(rest), section, mark)
         case "digits":
             raw = sources.digits()
         case "npz":

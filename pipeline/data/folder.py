@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from pipeline import config
 from pipeline.data import WHOLE, Augment, Dataset, Part
 from pipeline.data.arrays import moments
 from pipeline.data.batching import augmented, batch_indices, batch_stream, random_crops, rows_of
@@ -31,8 +32,8 @@ SCALE = 255.0
 
 @dataclass(frozen=True)
 class Decoder:
-    """A file as uint8 (3, H, W), RGB. With `resize` the shorter side is resized to it and the middle square cut out;
-    without, every image must have `size` (H, W) already."""
+    """A file as uint8 (3, H, W), RGB, of `size` (H, W). With `resize` the shorter side is resized to it and the middle
+    cut out; without, every image must have that size already."""
 
     size: tuple[int, int]
     resize: int | None
@@ -40,7 +41,7 @@ class Decoder:
     def __call__(self, path: Path) -> Tensor:
         image = opened(path)
         if self.resize is not None:
-            image = v2.Compose([v2.Resize(self.resize), v2.CenterCrop(self.resize)])(image)
+            image = v2.Compose([v2.Resize(self.resize), v2.CenterCrop(self.size)])(image)
         elif (image.height, image.width) != self.size:
             raise UserError(
                 f"{path} is {image.height}x{image.width} pixels",
@@ -139,14 +140,15 @@ class Reading:
         return x.to(torch.float32).div_(SCALE).sub_(self.split.mean).div_(self.split.std), y
 
 
-def dataset(folder: Path, image_size: int | None, workers: int, fingerprint: str) -> Dataset:
+def dataset(folder: Path, section: config.Data, fingerprint: str) -> Dataset:
     """Raises UserError. Mean and standard deviation come from at most 1,024 training images, evenly spaced."""
     names = _classes(folder / "train")
     train, y_train = _listed(folder / "train", names)
     test, y_test = _listed(folder / "val", names)
     first = opened(train[0])
-    size = (first.height, first.width) if image_size is None else (image_size, image_size)
-    decoder = Decoder(size, image_size)
+    side, workers = section.image_size, section.workers
+    size = (first.height, first.width) if side is None else (side, side)
+    decoder = Decoder(size, section.resize or side)
     some = train[:: -(-len(train) // MOMENTS_FROM)]
     mean, std = moments([decoder(path)[None] for path in some], SCALE, str(folder / "train"))
     columns = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)

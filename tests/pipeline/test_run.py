@@ -104,6 +104,7 @@ CHANGES: dict[str, set[str]] = {
     "dense.lr=0.2": AFTER_DENSE,
     "dense.checkpoint_s=5.0": set(),  # what a training leaves does not depend on it
     "demp.checkpoint_s=5.0": set(),
+    "data.workers=1": set(),
     "demp.lambda_peak=0.04": AFTER_DEMP,
     "surgery.align=8": AFTER_DEMP,  # removals on the way mind the alignment
     "surgery.law_tolerance=1e-8": AFTER_DEMP - {DEMP},

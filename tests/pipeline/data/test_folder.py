@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from pipeline import config
 from pipeline.data import fingerprint, load
@@ -54,6 +55,33 @@ def test_an_image_folder_is_resized_shuffled_and_augmented_by_seed(tmp_path: Pat
     assert [len(x) for x in one] == [2, 2]
     assert torch.equal(torch.cat(one), torch.cat(two))
     assert not torch.equal(torch.cat(one), torch.cat(other))
+
+
+def test_the_middle_is_cut_out_of_an_image_resized_to_more(tmp_path: Path) -> None:
+    """12x10 pixels, shorter side to 9: 10x9, as Pillow resizes; its middle 8x8 begins at row 1 and column 0."""
+    write_images(tmp_path)
+    data = load(config.Data(source=f"imagefolder:{tmp_path}", image_size=8, resize=9))
+    assert data.input_shape == (3, 8, 8)
+    ((x, _),) = data.test.batches(2)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+    for row, name in zip(x, ("ant", "bee"), strict=True):
+        with Image.open(tmp_path / "val" / name / "0.png") as image:
+            expected = np.asarray(image.resize((9, 10), Image.Resampling.BILINEAR).crop((0, 1, 8, 9)))
+        pixels = ((row * std + mean) * 255).permute(1, 2, 0).round().to(torch.uint8)
+        assert np.array_equal(pixels.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"source": "imagefolder:x", "image_size": 8, "resize": 7},
+        {"source": "imagefolder:x", "resize": 7},
+        {"image_size": 8, "resize": 9},
+    ],
+)
+def test_a_middle_that_is_not_there_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"resize \d with data\.source .* and image_size"):
+        config.Data.model_validate(wrong)
 
 
 def test_a_grey_image_becomes_three_channels_and_files_that_are_no_images_are_ignored(tmp_path: Path) -> None:
