@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,13 +108,18 @@ def together(device: torch.device) -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             raise UserError(
-                f"another process of this training is gone ({str(error).splitlines()[0]})",
+                f"another process of this training is gone ({first_words(str(error))})",
                 f"{ranks.world} processes that all train to the end",
                 "look at what it said, and start again: the training goes on from its last checkpoint",
             ) from error
         raise
     finally:
         dist.destroy_process_group()
+
+
+def first_words(told: str) -> str:
+    """The first sentence of torch's error, less the line of its code that it begins with."""
+    return re.sub(r"^\[[^]]*\]\s*", "", told.partition("\n")[0]).partition(". ")[0]
 
 
 def own_device(device: torch.device) -> torch.device:
