@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data import Part
+from pipeline.training.sound_kernels import without_onednn
 from runtime.errors import UserError
 
 
@@ -143,12 +144,12 @@ def demand_equal_shares(batch_size: int, images: int, ranks: Ranks) -> None:
 def without_gradient(network: nn.Module, x: Tensor) -> list[nn.Parameter]:
     """Parameters that are trained and that the answer to x (N >= 2, C, H, W) does not depend on."""
     apart = copy.deepcopy(network).train()
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        y = apart(x)
-    if not isinstance(y, Tensor):
-        return []  # the first step says what is wrong
     pairs = [(own, p) for own, p in zip(network.parameters(), apart.parameters(), strict=True) if p.requires_grad]
-    gradients = torch.autograd.grad(y.sum(), [p for _, p in pairs], allow_unused=True)
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), without_onednn():
+        y = apart(x)
+        if not isinstance(y, Tensor):
+            return []  # the first step says what is wrong
+        gradients = torch.autograd.grad(y.sum(), [p for _, p in pairs], allow_unused=True)
     return [own for (own, _), gradient in zip(pairs, gradients, strict=True) if gradient is None]
 
 

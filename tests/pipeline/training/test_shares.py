@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,34 @@ def test_parameters_that_nothing_passes_through_do_not_stop_processes() -> None:
                 torch.testing.assert_close(other.grad, one.grad, msg=name)
     assert alone.idle.weight.grad is not None and alone.none.grad is None
     assert int(shared.norm.num_batches_tracked or 0) == 3, "looking for them left no trace"
+
+
+def test_looking_for_parameters_without_gradient_keeps_away_from_a_broken_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As steps do (`sound_kernels`), backward included."""
+    seen: list[Any] = []
+
+    class Seen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            seen.append(torch.backends.mkldnn.enabled)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            seen.append(torch.backends.mkldnn.enabled)
+            return gradients[0]
+
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = Seen.apply(super().forward(x))
+            return y
+
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+    assert without_gradient(Net(3, 2), torch.zeros(2, 3)) == []
+    assert seen == [False, False]
+    assert torch.backends.mkldnn.enabled
 
 
 def test_looking_for_parameters_without_gradient_draws_no_random_number() -> None:
