@@ -6,10 +6,11 @@ and ends with the weights it would have had, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Loop:
     """Everything a training needs; `network` is on the device of `compute`, and so is `data`."""
 
     section: config.Training
-    network: nn.Module
+    network: InitVar[nn.Module]
     data: Dataset
     method: Method
     seed: int
@@ -52,11 +53,11 @@ class Loop:
     fresh: Callable[[], nn.Module] | None = None
     """Builds the network as it was before any removal; needed with checkpoints."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, network: nn.Module) -> None:
         self.steps_per_epoch = steps_per_epoch(self.data.train, self.section.batch_size)
         demand_equal_shares(self.section.batch_size, len(self.data.train), self.compute.ranks)
         self.scaler = self.compute.scaler()
-        self.state = self._state_over(self.network)
+        self.state = self._state_over(network)
         self.method.bind(self.state)
         self.step = 0
         self.whole: str | None = None  # why nothing can be removed before the end
@@ -142,8 +143,11 @@ class Loop:
             why = f"a gradient reaches them, or they fill a multiple of {self.align}"
             self.progress.note(f"{count} dead channels stay for now: {why}")
         if self.state is not before:
+            channels = before.anatomy.channels
+            del before
+            gc.collect()  # graphs hold each other: until then the old network's memory would stay taken
             self._train_mode()
-            self.history.removed(removal_of(before, self.state, difference, self.step, start))
+            self.history.removed(removal_of(channels, self.state, difference, self.step, start))
 
     def _end_epoch(self, epoch: int) -> float:
         last = self.step - 1

@@ -100,8 +100,8 @@ def without(
     return state_of(network, optimizer, shape, compute), difference
 
 
-def removal_of(before: TrainState, after: TrainState, difference: float, step: int, start: float) -> Removal:
-    """What a removal that began at `start` (time.perf_counter) did; its speeds come from the history."""
+def removal_of(channels: int, after: TrainState, difference: float, step: int, start: float) -> Removal:
+    """What a removal from so many `channels` that began at `start` (time.perf_counter) did; its speeds come from the
+    history."""
     left = after.anatomy.channels
-    gone = before.anatomy.channels - left
-    return Removal(step, gone, left, after.params, after.macs, difference, time.perf_counter() - start)
+    return Removal(step, channels - left, left, after.params, after.macs, difference, time.perf_counter() - start)

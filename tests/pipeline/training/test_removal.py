@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ from pipeline.surgery import anatomy
 from pipeline.surgery.align import Timing
 from pipeline.surgery.plan import load_compact, read_plan
 from pipeline.surgery.stage import cut
+from pipeline.training import loop
 from pipeline.training.compute import Compute
+from pipeline.training.loop import Loop
 from pipeline.training.optimizer import optimizer_for
 from pipeline.training.stage import Task, Trained, train_demp, trained_network
 from pipeline.training.state import TrainState, state_of, without
@@ -76,6 +80,32 @@ def test_what_was_removed_is_in_plan_history_and_certificate(tmp_path: Path) -> 
     compact = load_compact(out)
     assert by_layer["conv1"] == (8, compact.get_submodule("conv1").out_channels)
     assert read_plan(made.plan).widths["conv1.weight"] == 8 if "conv1.weight" in read_plan(made.plan).widths else True
+
+
+@pytest.mark.parametrize("changes", [{}, {"target": {"macs": 0.4}}], ids=["fixed lambda", "steered"])
+def test_networks_that_were_cut_are_gone_before_the_next_step(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their memory is to be of use to those that are left; the dense one's too."""
+    cut_before: list[weakref.ref[nn.Module]] = []
+    left: list[int] = []
+    step, removed = Loop._step, without
+
+    def noted(state: TrainState, *arguments: Any) -> tuple[TrainState, float]:
+        after, difference = removed(state, *arguments)
+        if after is not state:
+            cut_before.append(weakref.ref(state.network))
+        return after, difference
+
+    def counted(self: Loop, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        left.append(sum(network() is not None for network in cut_before))
+        return step(self, x, y)
+
+    monkeypatch.setattr(loop, "without", noted)
+    monkeypatch.setattr(Loop, "_step", counted)
+    trained(tmp_path, **changes)
+    assert len(cut_before) >= 2
+    assert set(left) == {0}
 
 
 def test_training_without_removals_ends_with_the_whole_network(tmp_path: Path) -> None:
