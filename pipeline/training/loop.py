@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -166,11 +166,7 @@ class Loop:
         for name in set(row.get("silent", ())) - self._silent:
             self.progress.note(f"every channel of {name} is dead: one stays")
         self._silent |= set(row.get("silent", ()))
-        text = f"epoch {row['epoch']}/{self.section.epochs}  accuracy {100 * accuracy:.2f} %"
-        if row.get("dead") is not None:
-            text += f"  dead {row['dead']}/{row['channels']}  lambda {row['lambda']:.2g}  sigma {row['sigma']:.2g}"
-        text += f"  {row['macs'] / 1e6:,.1f} M MACs"
-        self._told = text
+        self._told = told_of(row, self.section.epochs)
         self.progress.update(self.step, self._told + self.history.window_text())
         return accuracy
 
@@ -214,6 +210,15 @@ class Loop:
     def _state_over(self, network: nn.Module) -> TrainState:
         optimizer = optimizer_for(self.section, [p for p in network.parameters() if p.requires_grad])
         return state_of(network, optimizer, self.data.input_shape, self.compute)
+
+
+def told_of(row: Mapping[str, Any], epochs: int) -> str:
+    """A row of the history for the progress: what every training has, and what its method told of the usual."""
+    text = f"epoch {row['epoch']}/{epochs}  accuracy {100 * row['accuracy']:.2f} %"
+    if row.get("dead") is not None:
+        text += f"  dead {row['dead']}/{row['channels']}"
+    text += "".join(f"  {name} {row[name]:.2g}" for name in ("lambda", "sigma") if name in row)
+    return f"{text}  {row['macs'] / 1e6:,.5g} M MACs"
 
 
 def steps_per_epoch(train: Split, batch_size: int) -> int:

@@ -150,7 +150,9 @@ def test_hooks_come_in_order_and_the_history_holds_their_figures(tmp_path: Path)
     assert isinstance(loop.progress, Recorder)
     assert loop.progress.done[-1] == 4
     told = loop.progress.texts[-1]
-    assert told.startswith(f"epoch 2/2  accuracy {100 * accuracy:.2f} %  dead 1/9  loss ")
+    assert told.startswith(
+        f"epoch 2/2  accuracy {100 * accuracy:.2f} %  dead 1/9  {loop.state.macs / 1e6:,.5g} M MACs  loss "
+    )
     assert told.endswith(f"  {rows[-1]['images_per_s']:,.0f} images/s")
 
 

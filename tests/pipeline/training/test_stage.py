@@ -20,7 +20,7 @@ from pipeline.data.arrays import ArraySplit
 from pipeline.models import build, load_weights
 from pipeline.progress import Silent
 from pipeline.training.census import load_census
-from pipeline.training.loop import Loop, accuracy_of
+from pipeline.training.loop import Loop, accuracy_of, told_of
 from pipeline.training.stage import Task, Trained, train_demp, train_dense, trained_network
 from runtime.errors import UserError
 
@@ -242,8 +242,15 @@ def test_the_progress_tells_what_the_history_holds(tmp_path: Path, digits: Datas
     for row in (before, last):
         figures = f"epoch {row['epoch']}/3  accuracy {100 * float(str(row['accuracy'])):.2f} %  "
         figures += f"dead {row['dead']}/{row['channels']}  lambda {row['lambda']:.2g}  sigma {row['sigma']:.2g}  "
-        figures += f"{float(str(row['macs'])) / 1e6:,.1f} M MACs  loss "
+        figures += f"{float(str(row['macs'])) / 1e6:,.5g} M MACs  loss "
         assert any(text.startswith(figures) and text.endswith("images/s") for text in shown.texts), figures
+
+
+def test_a_method_need_not_have_every_figure_of_the_progress() -> None:
+    row = {"epoch": 2, "accuracy": 0.5, "macs": 1_250_000}
+    assert told_of(row, 3) == "epoch 2/3  accuracy 50.00 %  1.25 M MACs"
+    some = told_of(row | {"dead": 1, "channels": 8, "sigma": 5e-5}, 3)
+    assert some == "epoch 2/3  accuracy 50.00 %  dead 1/8  sigma 5e-05  1.25 M MACs"
 
 
 def test_batch_norms_take_up_the_share_of_a_batch_that_the_section_says(tmp_path: Path, digits: Dataset) -> None:
