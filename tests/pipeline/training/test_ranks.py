@@ -77,7 +77,11 @@ def pair(folder: Path, *arguments: str, **changes: object) -> list[subprocess.Co
         )
         for rank in "01"
     ]  # fmt: skip
-    ended = [(process, *process.communicate(timeout=120)) for process in started]
+    try:
+        ended = [(process, *process.communicate(timeout=120)) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     return [subprocess.CompletedProcess(p.args, p.returncode, out, err) for p, out, err in ended]
 
 
