@@ -44,12 +44,14 @@ class Stopwatch:
     def ms(self, *networks: nn.Module) -> list[float]:
         """p50 of each in milliseconds a launch, taken in turn, in one sitting. Raises UserError where one cannot be
         exported."""
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            openers = self._openers(networks, Path(folder))
-            sessions = [stack.enter_context(closing(opener())) for opener in openers]
-            limit_s = TIME_LIMIT_S * max(1, len(networks) / 2)
-            told = compare(sessions, self._feeds(sessions), min_blocks=10, time_limit_s=limit_s)
-        return [row.p50_ms for row in told.models]
+        return [row.p50_ms for row in self._sitting(networks).models]
+
+    def saved(self, whole: nn.Module, less: nn.Module) -> tuple[float, float, float]:
+        """What `less` saves of the time of `whole`, as a share of it: the 95 % interval's low end, by the p50s, the
+        interval's high end."""
+        (speedup,) = self._sitting((whole, less)).speedups
+        low, middle, high = (1 - 1 / ratio for ratio in (speedup.ci95[0], speedup.ratio, speedup.ci95[1]))
+        return low, middle, high
 
     def compared(self, first: nn.Module, other: nn.Module) -> Comparison:
         """With an interval that holds for the next sitting too. Raises UserError where one cannot be exported."""
@@ -60,17 +62,28 @@ class Stopwatch:
             return compare_openings(openers, feeds, time_limit_s=COMPARED_LIMIT_S)
 
     def slopes(self, state: TrainState, costs: Costs) -> dict[str, float]:
-        """Name of each group -> ms that one of its channels takes: half of them cut out, timed beside the whole."""
-        found: dict[str, float] = {}
+        """Name of each group -> share of the network's time that one of its channels takes: half of them cut out, timed
+        beside the whole. What cannot be told from nothing is taken as its share of the MACs, as far as the interval
+        goes: the noise of one sitting makes no channel free."""
+        every, found = np.ones(costs.count, bool), {}
         for group in costs.groups:
-            half = np.zeros(costs.count, bool)
+            half = ~every
             half[group.classes[: len(group.classes) // 2]] = True
             if not half.any():
                 found[group.name] = 0.0
                 continue
-            whole, less = self.ms(state.network, without(state, half))
-            found[group.name] = max(0.0, whole - less) / int(half.sum())
+            low, middle, high = self.saved(state.network, without(state, half))
+            if low <= 0:
+                middle = min(1 - costs.macs(~half) / costs.macs(every), high)
+            found[group.name] = max(0.0, middle) / int(half.sum())
         return found
+
+    def _sitting(self, networks: Sequence[nn.Module]) -> Comparison:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            openers = self._openers(networks, Path(folder))
+            sessions = [stack.enter_context(closing(opener())) for opener in openers]
+            limit_s = TIME_LIMIT_S * max(1, len(networks) / 2)
+            return compare(sessions, self._feeds(sessions), min_blocks=10, time_limit_s=limit_s)
 
     def _feeds(self, sessions: Sequence[Session]) -> list[dict[str, Array]]:
         feed = np.random.default_rng(0).standard_normal((self.batch, *self.shape), dtype=np.float32)
@@ -114,7 +127,7 @@ def without(state: TrainState, gone: Flags, align: int = 1) -> nn.Module:
 
 
 def spread(slopes: dict[str, float], costs: Costs) -> Floats:
-    """Per class what its group's channels take; a group that took no measurable time the least that was measured."""
+    """Per class what its group's channels take; where that is nothing, the least that another's take."""
     some = [value for value in slopes.values() if value > 0]
     least = min(some, default=1.0)
     made = np.full(costs.count, least)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.costs import costs_of
+from pipeline.surgery.costs import Costs, costs_of
 from pipeline.training.latency import Stopwatch, spread, without
+from pipeline.training.state import TrainState
 from runtime.errors import UserError
+from runtime.latency import Comparison, Speedup
 from runtime.macs import macs
 from tests.pipeline.training.small import SHAPE, faded, steering_of
 
@@ -70,19 +72,65 @@ def test_a_latency_below_what_does_not_depend_on_channels_is_told() -> None:
     assert steering.reached()["channels"] > 0.25, "what cannot help is not done to the end"
 
 
-def test_what_a_channel_takes_is_the_time_that_half_of_its_group_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock of 1 us a MAC. Of the middle layer's 8 channels each has 8 inputs and 8 readers, nine taps, 64 places."""
+def of_middle_layers() -> tuple[TrainState, Costs, dict[str, float]]:
+    """Three layers of 8 channels. Of the middle one's each has 8 inputs and 8 readers, nine taps, 64 places. And what
+    each channel's share of the MACs is."""
     network = network_of(8)
-    monkeypatch.setattr(Stopwatch, "ms", lambda self, *some: [macs(network, SHAPE) / 1000 for network in some])
     _, state = steering_of(network, config.Target(channels=0.5))
-    costs = costs_of(Analysis(state.anatomy.traced).run())
+    whole = (9 * 8 + 9 * 8 * 8 * 2) * 64 + 8 * 64 * 10
+    shares = {"0": (9 + 72) * 64 / whole, "3": 144 * 64 / whole, "6": (72 + 10) * 64 / whole}
+    return state, costs_of(Analysis(state.anatomy.traced).run()), shares
+
+
+def exactly(whole: nn.Module, less: nn.Module) -> float:
+    """By a clock of so much a MAC."""
+    return 1 - macs(less, SHAPE) / macs(whole, SHAPE)
+
+
+def test_what_a_channel_takes_is_the_time_that_half_of_its_group_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saved(self: Stopwatch, whole: nn.Module, less: nn.Module) -> tuple[float, float, float]:
+        return 0.001, 2 * exactly(whole, less), 0.99  # twice as much as by its MACs: the measurement is believed
+
+    monkeypatch.setattr(Stopwatch, "saved", saved)
+    state, costs, shares = of_middle_layers()
     slopes = Stopwatch(SHAPE).slopes(state, costs)
-    assert slopes == pytest.approx({"0": (9 + 72) * 0.064, "3": 144 * 0.064, "6": (72 + 10) * 0.064})
+    assert slopes == pytest.approx({name: 2 * share for name, share in shares.items()})
     each = spread({**slopes, "3": 0.0}, costs)
     found = {group.name: each[group.classes].tolist() for group in costs.groups}
-    least = (9 + 72) * 0.064
+    least = 2 * shares["0"]
     assert found == {name: pytest.approx([took] * 8) for name, took in
-                     (("0", least), ("3", least), ("6", (72 + 10) * 0.064))}  # fmt: skip
+                     (("0", least), ("3", least), ("6", 2 * shares["6"]))}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("interval", "taken"),
+    [((-0.2, -0.05, 0.6), "macs"), ((-0.2, 0.001, 0.6), "macs"), ((-0.2, 0.01, 0.04), 0.04), ((-0.2, -0.1, -0.01), 0)],
+    ids=["seems slower", "seems nothing", "less than by its MACs", "is slower"],
+)
+def test_a_measurement_that_tells_nothing_makes_no_channel_free(
+    interval: tuple[float, float, float], taken: float | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of any of these groups has more than 0.04 and less than 0.6 of the MACs."""
+    monkeypatch.setattr(Stopwatch, "saved", lambda *_: interval)
+    state, costs, shares = of_middle_layers()
+    slopes = Stopwatch(SHAPE).slopes(state, costs)
+    assert slopes == pytest.approx(
+        {name: share if taken == "macs" else float(taken) / 4 for name, share in shares.items()}
+    )
+
+
+def test_what_is_saved_is_a_share_of_the_time_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ratio of 2.5 saves 60 %; one of 0.8 costs 25 %."""
+    told = Comparison((), (Speedup(2.5, (0.8, 4.0), "not distinguishable", 1.1),), {}, (), {})
+    timed: list[int] = []
+
+    def compared(sessions: list[object], *_: object, **__: object) -> Comparison:
+        timed.append(len(sessions))
+        return told
+
+    monkeypatch.setattr("pipeline.training.latency.compare", compared)
+    assert Stopwatch(SHAPE).saved(network_of(4), network_of(4)) == pytest.approx((-0.25, 0.6, 0.75))
+    assert timed == [2]
 
 
 def test_timing_leaves_a_network_and_its_buffers_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
