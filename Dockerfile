@@ -4,7 +4,7 @@
 #
 # The base of `runtime` brings tensorrt and its libraries; any Debian or Ubuntu with Python 3.11 or later works too, and then
 # engines are built ahead of time by tensorrt-rtx: --build-arg BASE_IMAGE=debian:bookworm. The base of `ci` needs no GPU library.
-ARG BASE_IMAGE=nvcr.io/nvidia/tensorrt:25.09-py3
+ARG BASE_IMAGE=nvcr.io/nvidia/tensorrt:26.08-py3
 ARG CI_BASE_IMAGE=debian:bookworm-20250929-slim
 
 # hadolint ignore=DL3006
@@ -35,6 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python3 -m pip install --disable-pip-version-check ".[$EXTRAS]"
 
 COPY README.md ./
+COPY demport demport
 COPY pipeline pipeline
 COPY export export
 COPY runtime runtime
@@ -80,7 +81,7 @@ WORKDIR /src
 COPY --chown=10001 pyproject.toml LICENSE README.md Makefile ./
 # The libraries are a layer of their own here too: the packages are installed in place, and filled below.
 RUN --mount=type=cache,target=/home/demport/.cache/pip,uid=10001 \
-    mkdir pipeline export runtime && touch pipeline/__init__.py export/__init__.py runtime/__init__.py && make env
+    mkdir demport pipeline export runtime && touch demport/__init__.py pipeline/__init__.py export/__init__.py runtime/__init__.py && make env
 COPY --chown=10001 . .
 LABEL org.opencontainers.image.title="demport-ci" \
       org.opencontainers.image.description="demport with its tests, on a CPU" \

@@ -1,0 +1,1 @@
+"""Scripts that measure; results/ holds their figures."""

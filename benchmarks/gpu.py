@@ -3,8 +3,8 @@
     python -m benchmarks.gpu
 
 writes benchmarks/results/gpu.<name of the GPU>.json. Half of every layer's channels of torchvision's ResNet-18 and -50
-are dead, as in benchmarks/deaths.py; dense and compact are timed in turn, copies excluded. What cannot run there is a
-point with its reason. A file that exists is gone on with; --limit-s ends a run between two cases.
+are dead, as `benchmarks.surgery.deaths` has it; dense and compact are timed in turn, copies excluded. What cannot run
+there is a point with its reason. A file that exists is gone on with; --limit-s ends a run between two cases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import cache
 from pathlib import Path
@@ -25,16 +25,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.deaths import Point, fill, half, with_deaths
-from export.engine_from_onnx import engine_from_onnx
-from export.flavours import EngineUnavailable, choose
-from export.onnx_from_torch import onnx_from_torch
+from benchmarks import results
+from benchmarks.results import Point, fill
+from benchmarks.surgery.deaths import half, with_deaths
+from export.engines import EngineUnavailable, choose, engine_from_onnx
+from export.engines.options import EngineOptions, Profile
+from export.onnx.from_torch import onnx_from_torch
 from pipeline.surgery import shrink
-from runtime.backend import Array, Session, open_session
+from runtime.backends import Array, Session, open_session
+from runtime.backends.torch import TorchSession, image_inputs
 from runtime.device import gpus
 from runtime.errors import EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_USAGE, UserError
-from runtime.latency import compare
-from runtime.torch_backend import TorchSession, image_inputs
+from runtime.measure.latency import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, BATCHES = ("resnet18", "resnet50"), (1, 8, 64, 256)
@@ -89,8 +91,8 @@ def measured(case: Point, side: int, device: Any, time_limit_s: float, folder: P
         return [{"reason": str(error).splitlines()[0]}]
     rows: list[Point] = []
     for index, (network, row) in enumerate(zip(NETWORKS, seen.models, strict=True)):
-        told = {"p50_ms": row.p50_ms, "p95_ms": row.p95_ms, "launches": row.n, "largest_error": wrong[index]}
-        rows.append({"network": network, **told, "images_per_s": 1000 * batch / row.p50_ms})
+        figures = {"p50_ms": row.p50_ms, "p95_ms": row.p95_ms, "launches": row.n, "largest_error": wrong[index]}
+        rows.append({"network": network, **figures, "images_per_s": 1000 * batch / row.p50_ms})
     rows[1]["speedup"], (rows[1]["speedup_low"], rows[1]["speedup_high"]) = (
         seen.speedups[0].ratio,
         seen.speedups[0].ci95,
@@ -114,8 +116,10 @@ def opened(case: Point, index: int, side: int, device: Any, folder: Path) -> Ses
     if not engine.exists():
         choose(flavour, (target,))
         engine_from_onnx(
-            onnx_file, engine, flavour=flavour, precision=precision, target=target, profile=(1, 8, max(BATCHES)),
-            workspace_mib=4096, tf32=False, time_limit_s=600, plan_sha256=None,
+            onnx_file, engine, flavour=flavour, precision=precision, target=target,
+            options=EngineOptions(
+                profile=Profile(min=1, opt=8, max=max(BATCHES)), workspace_mib=4096, timing_cache=None
+            ),
         )  # fmt: skip
     return open_session(engine, flavour)
 
@@ -128,7 +132,7 @@ def exported(model: str, index: int, precision: str, side: int, folder: Path) ->
     if precision != "fp32":
         import onnx
 
-        from export.half import to_half
+        from export.precision.half import to_half
 
         source = exported(model, index, "fp32", side, folder)
         onnx.save(to_half(onnx.load(str(source)), precision, (), source), str(path))  # type: ignore[arg-type]
@@ -142,13 +146,13 @@ def exported(model: str, index: int, precision: str, side: int, folder: Path) ->
 def off(session: Session, case: Point, index: int, side: int) -> float:
     """The largest difference from torch's float32 logits on the CPU for two images, as a share of the largest logit.
     `UserError` where it is too large for the precision: a latency of other values is none."""
-    given = images(2, side)
-    session.bind({session.inputs[0].name: given})
+    inputs = images(2, side)
+    session.bind({session.inputs[0].name: inputs})
     session.launch()
     logits = session.fetch()[session.outputs[0].name]
     with torch.inference_mode():
-        wanted = networks(case["model"], side)[index](torch.from_numpy(given)).numpy()
-    error = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
+        expected = networks(case["model"], side)[index](torch.from_numpy(inputs)).numpy()
+    error = float(np.abs(logits - expected).max() / np.abs(expected).max())
     if not error <= WORST[case["precision"]]:
         raise UserError(
             f"{case['runner']} computes other values in {case['precision']}: off by {error:.3g} of the largest logit",
@@ -169,14 +173,14 @@ def gpu_tests() -> list[Point]:
 
 def counts(junit: str) -> Point:
     """Of a JUnit file: passed, failed, skipped, and up to 50 reasons by test."""
-    told: Point = {"passed": 0, "failed": 0, "skipped": 0, "reasons": {}}
+    counted: Point = {"passed": 0, "failed": 0, "skipped": 0, "reasons": {}}
     for case in ET.fromstring(junit).iter("testcase"):
         outcome = next((tag for tag in ("failure", "error", "skipped") if case.find(tag) is not None), None)
-        told["passed" if outcome is None else "skipped" if outcome == "skipped" else "failed"] += 1
-        if outcome is not None and len(told["reasons"]) < 50:
+        counted["passed" if outcome is None else "skipped" if outcome == "skipped" else "failed"] += 1
+        if outcome is not None and len(counted["reasons"]) < 50:
             message = case.find(outcome).get("message", "")  # type: ignore[union-attr]  # it was just found
-            told["reasons"][f"{case.get('classname')}.{case.get('name')}"] = message[:300]
-    return told
+            counted["reasons"][f"{case.get('classname')}.{case.get('name')}"] = message[:300]
+    return counted
 
 
 def results_file(device: str) -> Path:
@@ -185,7 +189,7 @@ def results_file(device: str) -> Path:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser = results.parser("gpu", __doc__, required=False)
     add = parser.add_argument
     add("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
     add("--models", nargs="+", default=list(MODELS))
@@ -196,30 +200,28 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-tests", action="store_true", help="leave `pytest -m gpu` out")
     add("--time-limit-s", type=float, default=10.0, help="of one comparison")
     add("--limit-s", type=float, default=float("inf"), help="no new case after so many seconds (exit 3)")
-    add("--out", type=Path, help="results file; default: named after the GPU")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 all measured or told why not, 2 no GPU, 3 the time was up before the last case."""
-    given = _options(arguments)
+    options = _options(arguments)
     names = gpus()
-    if given.device == "cuda" and not (names and torch.cuda.is_available()):
+    if options.device == "cuda" and not (names and torch.cuda.is_available()):
         print("error: no NVIDIA GPU that torch can use; one; run this on a machine that has one", file=sys.stderr)
         return EXIT_USAGE
-    out = given.out or results_file(names[0] if given.device == "cuda" else "cpu")
+    out = options.out or results_file(names[0] if options.device == "cuda" else "cpu")
     with tempfile.TemporaryDirectory() as folder:
 
         def measure(case: Point) -> list[Point]:
             print(f"{' '.join(map(str, case.values()))}", file=sys.stderr, flush=True)
             if case == TESTS:
                 return gpu_tests()
-            return measured(case, given.side, given.device, given.time_limit_s, Path(folder))
+            return measured(case, options.side, options.device, options.time_limit_s, Path(folder))
 
-        wanted = [] if given.no_tests else [TESTS]
-        wanted += cases(given.runners, given.models, given.precisions, given.batches)
-        measuring: Callable[[Point], list[Point]] = measure
-        done = fill(out, "python -m benchmarks.gpu", wanted, measuring, given.limit_s)
+        queue = [] if options.no_tests else [TESTS]
+        queue += cases(options.runners, options.models, options.precisions, options.batches)
+        done = fill(out, "python -m benchmarks.gpu", queue, measure, options.limit_s)
     print(out, file=sys.stderr)
     return EXIT_PASS if done else EXIT_INCONCLUSIVE
 

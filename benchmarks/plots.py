@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.tables import RESULTS
-from export.files import replacing
 from runtime.errors import EXIT_PASS
+from runtime.files import replacing
 
 Point = dict[str, Any]
 STYLE: dict[Any, Any] = {
@@ -57,6 +59,58 @@ def methods(figure: Figure, points: Sequence[Point]) -> None:
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
 
 
+KINDS = {"dense": ("#1d1c1a", "s"), "channels": ("#0b6b63", "^"), "weights": ("#b8500f", "o"), "mlp": ("#7d7870", "x")}
+"""Colour and marker of what `benchmarks/methods/every_method.py` calls a kind."""
+
+
+APART = 1.5
+"""Points of accuracy between two names."""
+
+
+def every(figure: Figure, points: Sequence[Point]) -> None:
+    """Accuracy over MACs, latency and size: a mark for each method and amount, and names on the frontier alone, which
+    no other run is better than in both."""
+    runs: dict[tuple[str, str], list[Point]] = {}
+    for point in (p for p in points if "refused" not in p):
+        runs.setdefault((point["method"], point["asked"]), []).append(point)
+    parts = (("macs_pct", "MACs, % of dense"), ("openvino_batch_32_p50_ms", "latency of 32 images, OpenVINO, ms"),
+             ("smallest_kib", "smallest ONNX file, KiB"))  # fmt: skip
+    for axes, (key, label) in zip(figure.subplots(1, 3, sharey=True), parts, strict=True):
+        marks = [
+            (sum(p[key] for p in mine) / len(mine), sum(p["accuracy_pct"] for p in mine) / len(mine), mine[0])
+            for mine in runs.values()
+            if key in mine[0] and (key == "smallest_kib" or mine[0]["kind"] != "mlp")
+        ]
+        for kind, (colour, marker) in KINDS.items():
+            mine_at = [(x, y) for x, y, run in marks if run["kind"] == kind]
+            axes.scatter(*zip(*mine_at, strict=True) if mine_at else ([], []), s=16, color=colour, marker=marker,
+                         label=kind, alpha=0.7, linewidths=0.8)  # fmt: skip
+        best = frontier(marks)
+        axes.plot([x for x, _, _ in best], [y for _, y, _ in best], color="#b5afa6", linewidth=1, zorder=0)
+        named = -math.inf
+        for x, y, run in best:
+            if y - named < APART:
+                continue
+            named = y
+            text = f"{run['method']} {run['asked'].partition(' of')[0]}".strip()
+            axes.annotate(text, (x, y), (-4, 5), textcoords="offset points", fontsize=6.5, ha="right")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(label)
+    figure.axes[0].set_ylabel("test accuracy, %")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+
+
+def frontier(marks: Sequence[tuple[float, float, Point]]) -> list[tuple[float, float, Point]]:
+    """Those (cost, accuracy, run) that no other beats in both, by cost."""
+    best: list[tuple[float, float, Point]] = []
+    for mark in sorted(marks, key=lambda mark: (mark[0], -mark[1])):
+        if not best or mark[1] > best[-1][1]:
+            best.append(mark)
+    return best
+
+
 def training(figure: Figure, points: Sequence[Point]) -> None:
     """Images a second over the epochs of both trainings."""
     axes: Axes = figure.subplots()
@@ -73,6 +127,7 @@ def training(figure: Figure, points: Sequence[Point]) -> None:
 DRAWN: dict[str, tuple[Callable[[Figure, Sequence[Point]], None], tuple[float, float]]] = {
     "methods.cpu": (methods, (8.0, 4.2)),
     "methods_fashion.cpu": (methods, (8.0, 4.2)),
+    "methods_every.cpu": (every, (12.0, 5.0)),
     "training.cpu": (training, (6.0, 3.0)),
 }
 
@@ -87,10 +142,10 @@ def draw(path: Path) -> Path:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         function(figure, json.loads(path.read_text("utf-8"))["points"])
-        made = path.with_suffix(".svg")
-        with replacing(made) as temporary:
+        picture = path.with_suffix(".svg")
+        with replacing(picture) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None, "Title": title(path)})
-    return made
+    return picture
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ A run begins when other programs leave the processor alone: latencies measured b
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -22,14 +21,12 @@ from typing import Any
 
 import psutil
 
-from export.files import write_json
-from runtime.device import environment
+from benchmarks import results
+from benchmarks.results import ROOT, Point
 from runtime.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_USAGE, UserError
 
-ROOT = Path(__file__).parents[1]
 CONFIG = Path("configs/quickstart.yaml")
 BACKEND, BATCHES = "onnxruntime", (1, 32)
-Point = dict[str, Any]
 
 
 def measured(seed: int, folder: Path, overrides: Sequence[str]) -> list[Point]:
@@ -64,18 +61,11 @@ def points_of(report: dict[str, Any], seed: int, run_s: float) -> list[Point]:
     """dense, then compact; figures of a run as a whole stand on the compact one."""
     stages = {stage["folder"]: stage["seconds"] for stage in report["stages"]}
     rows = []
-    for name, folder in (("dense", "10-dense"), ("compact", "20-demp")):
+    for name, folder in (("dense", "10-dense"), ("compact", "20-sparse")):
         model = report["models"][name]
-        row: Point = {
-            "model": name,
-            "seed": seed,
-            "accuracy_pct": 100 * model["accuracy"]["simplified"],
-            "params": model["params"],
-            "macs": model["macs"],
-            "channels": model["channels"],
-            "onnx_kib": model["bytes"] / 1024,
-            "training_s": stages[folder],
-        }
+        row: Point = {"model": name, "seed": seed, "accuracy_pct": 100 * model["accuracy"]["simplified"]}
+        row |= {key: model[key] for key in ("params", "macs", "channels")}
+        row |= {"onnx_kib": model["bytes"] / 1024, "training_s": stages[folder]}
         for batch in BATCHES:
             timing = report["latency"][BACKEND]["fp32"][f"b{batch}"][name]
             row |= {f"batch_{batch}_{key}": timing[key] for key in ("p50_ms", "best_ms")}
@@ -114,13 +104,11 @@ def promises(points: Sequence[Point]) -> dict[str, bool]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the seeds one after the other and writes the results file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=main.__doc__)
+    parser = results.parser("quickstart", __doc__, "quickstart.cpu.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", dest="overrides", metavar="section.key=value", action="append", default=[])
+    parser.add_argument("--set", metavar="section.key=value", action="append", default=[])
     parser.add_argument("--busy-pct", type=float, default=10.0, help="How busy other programs may be at the start.")
     parser.add_argument("--patience-s", type=float, default=600.0, help="How long to wait for that.")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quickstart.cpu.json")
     options = parser.parse_args(arguments)
     points: list[Point] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -130,22 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return EXIT_USAGE
-            rows = measured(seed, Path(folder) / str(seed), options.overrides)
+            rows = measured(seed, Path(folder) / str(seed), options.set)
             points += [row | {"busy_before_pct": busy} for row in rows]
-    words = ["--seeds", *map(str, options.seeds), *(word for one in options.overrides for word in ("--set", one))]
-    kept = promises(points)
-    document = {
-        "schema": 1,
-        "command": " ".join(["python -m benchmarks.quickstart", *words]),
-        "environment": environment(),
-        "n": len(options.seeds),
-        "promises": kept,
-        "points": points,
-    }
-    write_json(options.out, document)
-    for text, whether in kept.items():
-        print(f"{'kept' if whether else 'MISSED'}: {text}", file=sys.stderr)
-    return EXIT_PASS if all(kept.values()) else EXIT_GATE_FAILED
+    line = results.command(parser, options, ("busy_pct", "patience_s"))
+    results.write(options.out, line, points, len(options.seeds), promises=(held := promises(points)))
+    return results.judge([text for text, holds in held.items() if not holds])
 
 
 if __name__ == "__main__":

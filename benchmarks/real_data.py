@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from pipeline.data import Dataset, arrays
-from pipeline.data.sources import Raw
+from pipeline.data.raw import Raw
 from runtime.errors import UserError
 
 PARTS = {"tiny_imagenet100": (("train_0", "train_1"), "val")}
@@ -23,14 +24,20 @@ PARTS = {"tiny_imagenet100": (("train_0", "train_1"), "val")}
 DEFAULT = Path(os.environ.get("DEMPORT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def dataset(name: str, folder: Path, side: int | None = None, n: int | None = None) -> Dataset:
-    """The set `name`; the first `n` training images, averaged down to `side` pixels where given. Raises UserError."""
+def loader(folder: Path) -> Any:
+    """The module `load.py` of the folder of data sets. Raises UserError."""
     path = folder / "load.py"
     spec = importlib.util.spec_from_file_location("load", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise UserError(f"there is no {path}", "a folder with the data sets", "set DEMPORT_DATA or --data")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def dataset(name: str, folder: Path, side: int | None = None, n: int | None = None) -> Dataset:
+    """The set `name`; the first `n` training images, averaged down to `side` pixels where given. Raises UserError."""
+    module = loader(folder)
     train, test = PARTS.get(name, (("train",), "test"))
     parts = [getattr(module, name)(part) for part in train]
     x_train, y_train = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
@@ -50,5 +57,5 @@ def smaller(x: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], side: int | None
         return x
     images = torch.from_numpy(x if x.ndim == 4 else x[..., None]).permute(0, 3, 1, 2)
     parts = [F.interpolate(part.float(), size=(side, side), mode="area") for part in torch.split(images, 4096)]
-    made = torch.cat([part.round().to(torch.uint8) for part in parts]).permute(0, 2, 3, 1).numpy()
-    return np.ascontiguousarray(made if x.ndim == 4 else made[..., 0])
+    averaged = torch.cat([part.round().to(torch.uint8) for part in parts]).permute(0, 2, 3, 1).numpy()
+    return np.ascontiguousarray(averaged if x.ndim == 4 else averaged[..., 0])

@@ -4,7 +4,7 @@
     python -m benchmarks.training --out benchmarks/results/training.gpu.json --device cuda --fast --width 64
 
 `own work`: a plain training and one with penalty and noise take turns on the same images, a step each on a CPU, twenty
-on a GPU; their medians are compared with a 95 % interval (runtime/bootstrap.py). The census is timed apart and counted
+on a GPU; their medians are compared with a 95 % interval (runtime.measure). The census is timed apart and counted
 once in an epoch of the whole training set, as the quickstart's and the paper's rhythms have it at most. `removals`: a
 training of the dense network, and one that is steered to a fifth of its MACs while it trains, both to the end, with the
 tests after each epoch and all censuses and removals; the fifth is reached after --reached-at of the training, one
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -28,24 +27,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import real_data
-from export.files import write_json
+from benchmarks import real_data, results
+from benchmarks.results import Point
 from pipeline import config
 from pipeline.data import Dataset
 from pipeline.models import build
 from pipeline.progress import Silent
+from pipeline.results import Trained
 from pipeline.training.compute import compute_of
-from pipeline.training.history import History
-from pipeline.training.latency import Stopwatch
+from pipeline.training.compute.device import torch_device
+from pipeline.training.compute.distributed import ALONE
+from pipeline.training.hooks import Hooks
+from pipeline.training.log.history import History
 from pipeline.training.loop import Loop, steps_per_epoch
-from pipeline.training.methods.demp import Demp
-from pipeline.training.methods.plain import Plain
-from pipeline.training.ranks import ALONE
-from pipeline.training.repeatable import torch_device
-from pipeline.training.stage import Task, Trained, train_demp, train_dense
-from runtime.bootstrap import ratio_interval
-from runtime.device import environment
-from runtime.errors import EXIT_GATE_FAILED, EXIT_PASS, EXIT_USAGE, UserError
+from pipeline.training.methods.demp import demp
+from pipeline.training.train import Setting, train_dense, train_sparse, training_of
+from runtime.errors import EXIT_USAGE, UserError
+from runtime.measure.statistics import ratio_interval
 
 ALLOWED_PCT = {"cpu": 5.0, "cuda": 3.0}
 ALLOWED_RATIO = 0.7
@@ -59,7 +57,6 @@ TEST_IMAGES = 1000
 """Of the comparison of whole trainings, which look at them after each epoch."""
 ALIGN = 8
 """Channels stay up to this multiple, for which CPUs have kernels."""
-Point = dict[str, Any]
 
 
 def own_work(model: config.Model, data: Dataset, device: torch.device, batch: int, fast: bool = False) -> Point:
@@ -68,20 +65,23 @@ def own_work(model: config.Model, data: Dataset, device: torch.device, batch: in
     data = dataclasses.replace(data, train=data.train.to(device), test=data.test.to(device))
     few = dataclasses.replace(data, train=first(data.train, steps * batch))
     shared: dict[str, Any] = {"epochs": TURNS, "batch_size": batch, "lr": 0.01, **(FAST if fast else {})}
-    plain = config.Training(**shared)
-    demp = config.Demp(**shared, lambda_peak=1e-4, prune_every="end")
-    method = Demp(demp, data.train, Stopwatch(data.input_shape), seed=0, steps_per_epoch=steps)
+    plain: Any = config.Training(**shared)
+    penalised = config.sparse_of(**shared, lambda_peak=1e-4, prune_every="end")
+    setting = Setting(model, few, 0, 1, str(device), Path(), Silent())
     loops = []
-    for section, one in ((plain, Plain(data.train)), (demp, method)):
+    for section, method in ((plain, lambda options, training: Hooks()), (penalised, demp)):
         torch.manual_seed(0)
         compute = compute_of(section, device, ALONE)
         network = compute.placed(build(model, num_classes=len(data.names), input_shape=data.input_shape))
-        loops.append(Loop(section, network, few, one, 0, History(None), Silent(), compute))
+        training = training_of(section, network, data, compute, setting)
+        training = dataclasses.replace(training, steps=TURNS * steps, steps_per_epoch=steps)
+        loops.append(Loop(section, network, few, method(section, training), training, History(None), Silent(), compute))
     taken = np.empty((2, TURNS))
     for k in range(TURNS):
         for i in (0, 1) if k % 2 == 0 else (1, 0):
             taken[i, k] = timed(lambda i=i, k=k: loops[i]._train_epoch(k), device)
-    census = [timed(lambda k=k: method._census(k), device) for k in range(5)]
+    figures = loops[1].sparsifier.hooks.figures
+    census = [timed(lambda k=k: figures(k * steps + steps - 1), device) for k in range(5)]
     counted = taken[:, WARM_UP:, None]
     plain_s = float(np.median(counted[0])) / steps
     census_pct = 100 * statistics.median(census) / (plain_s * whole)
@@ -112,24 +112,29 @@ def timed(work: Any, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def removals(model: config.Model, data: Dataset, given: argparse.Namespace, batch: int) -> list[Point]:
+def removals(model: config.Model, data: Dataset, options: argparse.Namespace, batch: int) -> list[Point]:
     """Dense beside steered to 20 % of the weights, by way of the MACs that lead there."""
-    shared: dict[str, Any] = {"epochs": given.epochs, "batch_size": batch, "lr": 0.05, **(FAST if given.fast else {})}
+    shared: dict[str, Any] = {
+        "epochs": options.epochs,
+        "batch_size": batch,
+        "lr": 0.05,
+        **(FAST if options.fast else {}),
+    }
     points: list[Point] = []
     dense = config.Training(**shared)
     with tempfile.TemporaryDirectory() as folder:
-        for reached_at in (None, *given.reached_at):
+        for reached_at in (None, *options.reached_at):
             out = Path(folder) / str(reached_at)
             out.mkdir()
-            task = Task(model, data, 0, given.threads, given.device, out, Silent())
+            task = Setting(model, data, 0, options.threads, options.device, out, Silent())
             start = time.perf_counter()
             if reached_at is None:
                 points.append(curve("dense", model, train_dense(dense, task), start))
                 continue
             target = config.Target(macs=0.2, reached_at=reached_at)
-            demp = config.Demp(**shared, target=target, cost=given.cost, census_batch_size=128)
-            point = curve("demp", model, train_demp(demp, task, align=ALIGN), start)
-            point |= {"cost": given.cost, "reached_at": reached_at}
+            steered = config.sparse_of(**shared, target=target, cost=options.cost, census_batch_size=128)
+            point = curve("demp", model, train_sparse(steered, task, align=ALIGN), start)
+            point |= {"cost": options.cost, "reached_at": reached_at}
             point["time_ratio"] = point["time_s"] / points[0]["time_s"]
             point["params_pct"] = 100 * point["params"] / points[0]["params"]
             points.append(point)
@@ -151,36 +156,24 @@ def curve(name: str, model: config.Model, trained: Trained, start: float) -> Poi
 
 def missed(points: Sequence[Point]) -> list[str]:
     """Promises that these points break."""
-    found = []
+    failures = []
     for p in points:
         if p["measured"] == "own work" and p["cost_pct"] > p["allowed_pct"]:
-            found.append(f"{p['network']}: DemP's own work takes {p['cost_pct']:.1f} %, over {p['allowed_pct']:g}")
+            failures.append(f"{p['network']}: DemP's own work takes {p['cost_pct']:.1f} %, over {p['allowed_pct']:g}")
         if p.get("time_ratio", 0) > ALLOWED_RATIO:
-            found.append(f"{which(p)}: {p['time_ratio']:.2f} of the time of dense, over {ALLOWED_RATIO}")
+            failures.append(f"{which(p)}: {p['time_ratio']:.2f} of the time of dense, over {ALLOWED_RATIO}")
         if p.get("params_pct", 0) > ALLOWED_PARAMS_PCT:
-            found.append(f"{which(p)}: ends at {p['params_pct']:.1f} % of the weights, over {ALLOWED_PARAMS_PCT}")
-    return found
+            failures.append(f"{which(p)}: ends at {p['params_pct']:.1f} % of the weights, over {ALLOWED_PARAMS_PCT}")
+    return failures
 
 
 def which(point: Point) -> str:
     return f"{point['network']}, cost {point['cost']}, reached at {point['reached_at']:g}"
 
 
-def command_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """With every option that is not as it is by default."""
-    told = [f"python -m benchmarks.training --out benchmarks/results/{given.out.name}"]
-    for name, value in vars(given).items():
-        if name in ("out", "data") or value == parser.get_default(name):
-            continue
-        several = value if isinstance(value, list) else [] if value is True else [value]
-        told += [f"--{name.replace('_', '-')}", *(shlex.quote(str(one)) for one in several)]
-    return " ".join(told)
-
-
 def parser_of() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
+    parser = results.parser("training", __doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True)
     add("--data", type=Path, default=real_data.DEFAULT, help="folder of the data sets")
     add("--threads", type=int, default=2)
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -195,33 +188,27 @@ def parser_of() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = (parser := parser_of()).parse_args(arguments)
-    torch.set_num_threads(given.threads)
+    options = (parser := parser_of()).parse_args(arguments)
+    torch.set_num_threads(options.threads)
     try:
-        device = torch_device(given.device)
-        data = real_data.dataset("cifar10", given.data)
+        device = torch_device(options.device)
+        data = real_data.dataset("cifar10", options.data)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    few = dataclasses.replace(data, train=first(data.train, given.images), test=first(data.test, TEST_IMAGES))
+    few = dataclasses.replace(data, train=first(data.train, options.images), test=first(data.test, TEST_IMAGES))
     points: list[Point] = []
-    model = config.Model(name="cifar:resnet18", args={"width": given.width})
-    if given.only != "removals":
-        points += [own_work(one, data, device, 128, given.fast) for one in (config.Model(name="cifar:resnet20"), model)]
-    if given.only != "own work":
-        points += removals(model, few, given, 128)
-    document = {
-        "schema": 1,
-        "command": command_of(given, parser),
-        "data": "CIFAR-10, images stored as JPEG of quality 75",
-        "environment": environment(),
-        "n": 1 if given.only == "removals" else TURNS - WARM_UP,
-        "points": points,
-    }
-    write_json(given.out, document)
-    for text in (broken := missed(points)):
-        print(f"missed: {text}", file=sys.stderr)
-    return EXIT_GATE_FAILED if broken else EXIT_PASS
+    model = config.Model(name="cifar:resnet18", args={"width": options.width})
+    if options.only != "removals":
+        points += [
+            own_work(one, data, device, 128, options.fast) for one in (config.Model(name="cifar:resnet20"), model)
+        ]
+    if options.only != "own work":
+        points += removals(model, few, options, 128)
+    n = 1 if options.only == "removals" else TURNS - WARM_UP
+    line = results.command(parser, options, ("data",))
+    results.write(options.out, line, points, n, data="CIFAR-10, images stored as JPEG of quality 75")
+    return results.judge(missed(points))
 
 
 if __name__ == "__main__":

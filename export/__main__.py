@@ -1,4 +1,4 @@
-"""`python -m export ONNX ENGINE ...` builds one engine: the command that a manifest names to rebuild its own."""
+"""`python -m export ONNX ENGINE ...` builds one engine; `python -m export rebuild MANIFEST` builds it again."""
 
 from __future__ import annotations
 
@@ -9,41 +9,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, get_args
 
-from export.build_flags import BuildFlags
-from export.build_progress import Report
-from export.engine_from_onnx import Engine, engine_from_onnx
-from export.features import HARDWARE_LEVELS
-from export.flavours import EngineUnavailable
-from runtime.errors import EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError
+from export.engines import AUTO, BUILDERS, Engine, EngineUnavailable, Report, engine_from_onnx, manifest
+from export.engines.options import EngineOptions, engine_options
+from export.engines.proof import Precision
+from runtime.errors import EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_PASS, EXIT_USAGE, UserError, one_line
+from runtime.files import sha256
 
 PROFILE = "1,32,256"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Builds the engine; 0, or 2 with one line on stderr, or 3 where no TensorRT can build here, 130 interrupted."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    profiles = []
-    for text in given.profile or [PROFILE]:
-        try:
-            low, opt, high = map(int, text.split(","))
-        except ValueError:
-            parser.error(f"--profile {text}: expected three whole numbers such as {PROFILE}")
-        profiles.append((low, opt, high))
+    """Builds the engine; 0, or 2 with one line on stderr, or 3 where no library can build here, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        engine = _build(given, profiles)
+        engine = _rebuild(words[1:]) if words[:1] == ["rebuild"] else _build(words)
     except EngineUnavailable as error:
-        print(f"no engine: {error}", file=sys.stderr)
+        print(f"no engine: {one_line(str(error))}", file=sys.stderr)
         return EXIT_INCONCLUSIVE
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     for note in engine.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {one_line(note)}", file=sys.stderr)
     proof = engine.proof
     print(
         f"{engine.path}: {engine.bytes} bytes for {engine.target} in {engine.seconds:g} s; {proof['share']:.0%} of the "
@@ -54,52 +46,56 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_PASS
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export", description="Build a TensorRT engine from an ONNX file.")
+def _build(words: list[str]) -> Engine:
+    parser = argparse.ArgumentParser(prog="python -m export", description="Build an engine from an ONNX file.")
     add = parser.add_argument
     add("onnx", type=Path)
     add("engine", type=Path)
-    add("--flavour", default="auto", choices=("auto", "tensorrt", "tensorrt_rtx"))
-    add("--precision", default="fp32", choices=("fp32", "fp16", "bf16", "int8"), help="the precision the graph is in")
+    add("--flavour", default="auto", choices=("auto", *BUILDERS), help=f"auto: {' or '.join(AUTO)}")
+    add("--precision", default="fp32", choices=get_args(Precision), help="the precision the graph is in")
     add("--target", default="CURRENT", help="compute capability such as SM86, several as SM86+SM89, or CURRENT")
     add("--profile", action="append", help=f"batch sizes min,opt,max, default {PROFILE}; give it again for another")
-    add("--workspace-mib", type=int, default=1024)
-    add("--optimization-level", type=int, default=3, choices=range(6))
-    add("--tf32", action="store_true", help="let fp32 layers use TF32")
-    add("--version-compatible", action="store_true", help="load in later versions of the same major one too")
-    add("--hardware-compatibility", default="none", choices=HARDWARE_LEVELS, help="run on more GPUs than this one")
-    add("--refit", action="store_true", help="weights can be exchanged afterwards")
-    add("--sparse", action="store_true", help="use 2:4 sparsity where the weights have it")
-    add("--timing-cache", type=Path, help="folder that keeps measured kernel times")
-    add("--pin-tactics", action="store_true", help="take every kernel from the timing cache, fail where it lacks one")
-    add("--time-limit-s", type=float, default=600.0)
-    return parser
-
-
-def _build(given: argparse.Namespace, profiles: list[tuple[int, int, int]]) -> Engine:
-    flags = BuildFlags(
-        more_profiles=tuple(profiles[1:]),
-        version_compatible=given.version_compatible,
-        hardware_compatibility=given.hardware_compatibility,
-        refit=given.refit,
-        sparse=given.sparse,
-        timing_cache=given.timing_cache,
-        pin_tactics=given.pin_tactics,
+    fields = {name: field for name, field in EngineOptions.model_fields.items() if "profile" not in name}
+    for name, field in fields.items():
+        flag: dict[str, Any] = {"action": "store_true"} if field.default is False else {"default": field.default}
+        add(f"--{name.replace('_', '-')}", help=field.description, **flag)
+    parsed = parser.parse_args(words)
+    sizes = [dict(zip(("min", "opt", "max"), text.split(","), strict=False)) for text in parsed.profile or [PROFILE]]
+    options = engine_options(
+        {"profile": sizes[0], "more_profiles": sizes[1:], **{name: getattr(parsed, name) for name in fields}}
     )
-    with _bar(given.engine.name) as report:
+    with _bar(parsed.engine.name) as report:
         return engine_from_onnx(
-            given.onnx,
-            given.engine,
-            flavour=given.flavour,
-            precision=given.precision,
-            target=given.target,
-            profile=profiles[0],
-            workspace_mib=given.workspace_mib,
-            tf32=given.tf32,
-            time_limit_s=given.time_limit_s,
-            plan_sha256=None,
-            optimization_level=given.optimization_level,
-            flags=flags,
+            parsed.onnx,
+            parsed.engine,
+            flavour=parsed.flavour,
+            precision=parsed.precision,
+            target=parsed.target,
+            options=options,
+            report=report,
+        )
+
+
+def _rebuild(words: list[str]) -> Engine:
+    parser = argparse.ArgumentParser(prog="python -m export rebuild", description="Build a manifest's engine again.")
+    parser.add_argument("manifest", type=Path, help="ENGINE.json")
+    parser.add_argument("--flavour", choices=tuple(BUILDERS), help="instead of the manifest's")
+    parser.add_argument("--target", help="instead of the manifest's")
+    parsed = parser.parse_args(words)
+    engine = parsed.manifest.with_name(parsed.manifest.name.removesuffix(".json"))
+    content = manifest.read(engine)
+    source = engine.parent / content.onnx.file
+    if sha256(source) != content.onnx.sha256:
+        raise UserError(f"{source} is not the graph of {engine.name}", "the one it was built from", "export it again")
+    with _bar(engine.name) as report:
+        return engine_from_onnx(
+            source,
+            engine,
+            flavour=parsed.flavour or content.flavour,
+            precision=content.precision,
+            target=parsed.target or content.target,
+            options=content.options,
+            plan_sha256=content.plan_sha256,
             report=report,
         )
 

@@ -1,0 +1,1 @@
+"""What happens, in order: the commands, the line, and everything its stages call."""

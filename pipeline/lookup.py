@@ -15,9 +15,9 @@ from runtime.errors import UserError
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """The known names most like `name`, else the first few, as "a, b, c"."""
-    options = sorted(known)
+def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
+    """The names most like `name`, else the first few, as "a, b, c"."""
+    options = sorted(names)
     return ", ".join(difflib.get_close_matches(name, options, n, 0.5) or options[:n])
 
 
@@ -44,15 +44,15 @@ def function_named(spec: str, key: str) -> Callable[..., Any]:
         ) from error
     except Exception as error:
         raise _import_failed(module_name, key, error) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+    attribute = getattr(module, name, None)
+    if not callable(attribute):
+        functions = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UserError(
             f'{key} is "{spec}", and {module_name} has no function {name}',
-            f"one of its functions, e.g. {nearest(name, known)}" if known else "a function in that module",
+            f"one of its functions, e.g. {nearest(name, functions)}" if functions else "a function in that module",
             f"mend {key}",
         )
-    function: Callable[..., Any] = found
+    function: Callable[..., Any] = attribute
     return function
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from runtime.errors import plain
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichBars
@@ -88,12 +90,12 @@ class PlainProgress:
         if self._stage is None or now - self._shown < self._interval_s:
             return
         self._shown = now
-        left = time_left_s(now - self._started, done - self._before, self._total - self._before)
-        parts = [f"{self._stage} {100 * done / self._total:.0f} %", self._text, f"{clock_text(left)} left"]
+        remaining_s = time_left_s(now - self._started, done - self._before, self._total - self._before)
+        parts = [f"{self._stage} {100 * done / self._total:.0f} %", self._text, f"{clock_text(remaining_s)} left"]
         self.note("  ".join(part for part in parts if part))
 
     def note(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{plain(text)}\n")
         self._stream.flush()
 
     def stop(self) -> None:
@@ -132,10 +134,10 @@ class RichProgress:
             return
         self._bars.update(self._task, completed=done)
         if text:
-            self._bars.update(self._task, text=text)
+            self._bars.update(self._task, text=plain(text))
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(plain(text), markup=False, highlight=False)
 
     def stop(self) -> None:
         if self._bars is not None:

@@ -2,7 +2,7 @@
 
 import os
 
-from runtime.backend import Session, TensorSpec, open_session
+from runtime.backends import Session, TensorSpec, open_session
 from runtime.errors import UserError
 
 __all__ = ["Session", "TensorSpec", "UserError", "open_session"]

@@ -6,17 +6,17 @@ import hashlib
 import json
 import os
 import platform
-import shutil
-import subprocess
-import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from runtime.gpu import gpu_names
+
 LIBRARIES = (
     "demport", "numpy", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
-    "onnxsim", "onnxslim", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "safetensors",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "onnxsim", "onnxslim", "openvino", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "safetensors",
 )  # fmt: skip
 
 
@@ -46,27 +46,8 @@ def cpu_model() -> str:
 
 @cache
 def gpus() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs, from nvidia-smi, or from torch where it is loaded already; () where there are none."""
-    rows = _nvidia_smi("name")
-    if rows:
-        return tuple(row[0] for row in rows)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    return ()
-
-
-def _nvidia_smi(*fields: str) -> list[list[str]]:
-    """One row per GPU of nvidia-smi's query; [] where it is not installed or reaches no driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (subprocess.SubprocessError, OSError):
-        return []
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    """Names of the NVIDIA GPUs, in the driver's order; () where there are none."""
+    return gpu_names()
 
 
 def identity() -> dict[str, Any]:
@@ -89,13 +70,13 @@ def fingerprint() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that are installed, from their metadata: nothing is imported."""
-    found = {}
+    installed = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def environment() -> dict[str, Any]:

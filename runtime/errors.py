@@ -8,6 +8,16 @@ EXIT_INTERRUPTED = 130
 LONGEST = 1200  # characters of what was found
 
 
+def plain(text: str) -> str:
+    """`text` in one line that cannot steer a terminal, whatever a file or a server put into it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """As `plain`, with white space of any kind as single spaces."""
+    return plain(" ".join(text.split()))
+
+
 class UserError(Exception):
     """A problem the user can mend; the command line prints it as one line and exits with 2.
 

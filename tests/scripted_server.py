@@ -39,7 +39,10 @@ def scripted() -> Iterator[Script]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+    class Listening(ThreadingHTTPServer):
+        request_queue_size = 64  # clients that connect at once; more than five would be turned away
+
+    with Listening(("127.0.0.1", 0), Handler) as listening:
         script = Script(f"http://127.0.0.1:{listening.server_port}")
         thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
         thread.start()

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
+from ruamel.yaml import YAML
 
-from runtime.baseline import Rules
+from runtime.gate.baseline import Rules
 from tests.test_readme import ROOT, blocks
 
 GUIDE = ROOT / "docs" / "ci-gating.md"
 
 
 def workflows() -> tuple[dict[str, Any], dict[str, Any]]:
-    github, gitlab = (yaml.safe_load(block) for block in blocks(GUIDE, "yaml"))
+    github, gitlab = (YAML(typ="safe").load(block) for block in blocks(GUIDE, "yaml"))
     return github, gitlab
 
 
@@ -60,7 +60,10 @@ def test_the_workflow_uses_what_our_own_do() -> None:
     job = github["jobs"]["gate"]
     used = [step["uses"] for step in job["steps"] if "uses" in step]
     assert len(used) == 4 and all(f"uses: {name} #" in ours for name in used)
-    assert github["permissions"] == {"contents": "read"} and f"runs-on: {job['runs-on']}\n" in ours
+    assert (
+        github["permissions"] == {"contents": "read", "pull-requests": "write"}
+        and f"runs-on: {job['runs-on']}\n" in ours
+    )
     assert re.search(r"^env:", Path(ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert all("make -C demport env" in lines for lines in scripts().values())
 
@@ -69,3 +72,15 @@ def test_the_rules_of_the_guide_are_the_default_ones() -> None:
     (block,) = blocks(GUIDE, "json")
     assert json.loads(f"{{{block}}}")["rules"] == Rules().model_dump(mode="json")
     assert Rules.model_validate(json.loads(f"{{{block}}}")["rules"]) == Rules()
+
+
+def test_the_accepted_release_is_fetched_and_the_verdict_becomes_a_comment() -> None:
+    for lines in scripts().values():
+        fetch, gate = (
+            next(i for i, line in enumerate(lines) if part in line) for part in ("accepted.tar.gz", "/demport gate")
+        )
+        assert fetch < gate and "--baseline accepted " in lines[gate]
+    github, _ = workflows()
+    comment = next(step for step in github["jobs"]["gate"]["steps"] if "gh pr comment" in step.get("run", ""))
+    assert comment["if"].startswith("always()") and "--body-file gate.md" in comment["run"]
+    assert "${{" not in "".join(scripts()["github"]), "a title or branch in a script would be code"

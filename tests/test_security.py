@@ -15,12 +15,13 @@ from tests.export.graphs import conv_net
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
-    path for name in ("pipeline", "export", "runtime", "benchmarks") for path in (ROOT / name).rglob("*.py")
+    path for name in ("demport", "pipeline", "export", "runtime", "benchmarks") for path in (ROOT / name).rglob("*.py")
 )
 NEVER = {
     "eval", "exec", "os.system", "os.popen", "marshal.loads", "marshal.load", "yaml.load", "yaml.unsafe_load",
     "yaml.full_load", "pickle.load", "pickle.loads", "joblib.load", "dill.load", "shelve.open", "tempfile.mktemp",
 }  # fmt: skip
+HUB = ROOT / "demport" / "hub.py"  # fetches and pushes safetensors and JSON, when a user names a repository
 NETWORK = {"requests", "urllib.request", "ftplib", "smtplib", "aiohttp", "httpx", "huggingface_hub"}
 
 
@@ -51,7 +52,8 @@ def faults(source: str) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_that_is_read_is_run(path: Path) -> None:
     source = path.read_text("utf-8")
-    assert list(faults(source)) == []
+    allowed = "huggingface_hub" if path == HUB else None
+    assert [fault for fault in faults(source) if fault.partition(": ")[2] != allowed] == []
     assert not source.startswith("#!")
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
+from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).parents[1] / ".github" / "workflows"
 FILES = sorted(FOLDER.glob("*.yml"))
 
 
 def jobs(path: Path) -> dict[str, Any]:
-    document = yaml.safe_load(path.read_text("utf-8"))
+    document = YAML(typ="safe").load(path.read_text("utf-8"))
     assert document["permissions"] == {"contents": "read"}
     found: dict[str, Any] = document["jobs"]
     return found

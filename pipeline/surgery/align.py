@@ -1,69 +1,86 @@
 """`align: auto`: which multiple channels are kept to is chosen by timing, on the backend at hand.
 
 Fewer channels are not always faster: kernels are written for multiples of some width. So every candidate is cut,
-exported and timed in turn with the others and with the dense network, in many short rounds of sessions opened anew: two
-sessions of one file differ by where their memory lies for as long as they live, and a machine stands for seconds in a
-state that favours one network over another (runtime/openings.py).
+exported and timed in turn with the others and with the dense network, in many rounds of sessions opened anew
+(runtime/measure/latency.py).
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from export.onnx_from_torch import onnx_from_torch
-from pipeline import config
-from pipeline.surgery.analysis import Analysis
-from pipeline.surgery.certificate import channel_counts
-from pipeline.surgery.cut import Cut
-from pipeline.surgery.rebuild import rebuild
-from pipeline.surgery.select import Choice, choose
+from export.onnx.from_torch import onnx_from_torch
+from pipeline.surgery.channels.analysis import Analysis
+from pipeline.surgery.cut.carry import Cut
+from pipeline.surgery.cut.choose import Choice, choose
+from pipeline.surgery.cut.kernels import onnxruntime_multiples
+from pipeline.surgery.cut.rebuild import rebuild
+from pipeline.surgery.proof.certificate import channel_counts
 from pipeline.surgery.shrink import cut_of
 from pipeline.surgery.trace import Traced
-from runtime.backend import DeviceName, Session, open_session
-from runtime.latency import compare
+from runtime.backends import DeviceName, Session, open_session
+from runtime.measure.latency import Running
 
 CANDIDATES = (1, 4, 8, 16, 32)
 DENSE = 1 << 30  # more than any layer has: everything stays
+PER_LAYER = 0  # each group the multiple that its readers' kernels ask for
+NAMES = {DENSE: "dense", PER_LAYER: "per layer"}
 TIE = 0.01  # of two candidates within this share of each other the smaller is chosen
 HOPELESS = 0.1  # a candidate whose fastest launch is so much slower than the best one's median is not timed again
 OPSET = 18
-FEWEST_ROUNDS = 3  # whatever they take
+FEWEST_ROUNDS = 6  # whatever they take
 COMPARISONS = 3  # a choice takes as long as so many comparisons of the check
 
 
 @dataclass(frozen=True)
 class Timing:
     """How candidates are timed: `batch` images a launch, at most `rounds` times with new sessions, for about
-    `time_limit_s` in all."""
+    `time_limit_s` in all, on a backend that opens .onnx files."""
 
     batch: int = 32
     threads: int = 2
     device: DeviceName = "auto"
+    backend: str = "onnxruntime"
     rounds: int = 15
-    min_blocks: int = 5
+    min_blocks: int = 60
     time_limit_s: float = 60.0
 
 
-def timing_of(section: config.Check, device: DeviceName) -> Timing:
-    """As the check stage measures its gated speedup: CUDA only where ONNX Runtime's build has it."""
+class Measuring(Protocol):
+    """How the check stage measures: images a launch, threads, and seconds for one comparison."""
+
+    @property
+    def gate_batch(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def time_limit_s(self) -> float: ...
+
+
+def timing_of(section: Measuring, device: DeviceName, flavour: str = "auto") -> Timing:
+    """As the check stage measures its gated speedup: CUDA only where ONNX Runtime's build has it. For engines of the
+    flavour openvino on OpenVINO, whose kernels ask for no multiples."""
     where: DeviceName = "cpu" if device == "cpu" else "auto"
-    return Timing(section.gate_batch, section.threads, where, time_limit_s=COMPARISONS * float(section.time_limit_s))
+    backend = "openvino" if flavour == "openvino" else "onnxruntime"
+    limit_s = COMPARISONS * float(section.time_limit_s)
+    return Timing(section.gate_batch, section.threads, where, backend, time_limit_s=limit_s)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate: `align` lists the multiples that lead to it ("dense": nothing is cut), `channels` what is kept.
+    """One candidate: `align` lists the multiples that lead to it ("dense": nothing is cut; "per layer": what kernels
+    ask for), `channels` what is kept.
 
     p50 over all rounds, and the lowest and the highest of a round, in milliseconds a launch; None where there was
     nothing to choose from.
@@ -109,7 +126,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        return ", ".join("dense" if size == DENSE else str(size) for size in self.sizes)
+        return ", ".join(NAMES.get(size, str(size)) for size in self.sizes)
 
     @property
     def p50_ms(self) -> float:
@@ -147,7 +164,8 @@ def align_by_timing(
     `samples` (N, C, H, W) float32, N >= 1, are repeated to the batch; ONNX files are written to a temporary folder in
     `folder`. Raises UserError where the network cannot be exported or run.
     """
-    different = distinct(analysis, candidates)
+    own = onnxruntime_multiples(analysis) if timing.backend == "onnxruntime" else None
+    different = distinct(analysis, candidates, own)
     if len(different) == 1:
         only = different[0]
         row = Row(only.label, only.channels, chosen=True)
@@ -167,45 +185,53 @@ def align_by_timing(
     return Alignment(best.sizes[0], rows, backend, device, timing), best.choice, best.cut
 
 
-def distinct(analysis: Analysis, candidates: Iterable[int]) -> list[Candidate]:
-    """Candidates that keep different channels, the dense network last."""
-    found: list[Candidate] = []
-    for size in (*sorted(candidates), DENSE):
-        choice, cut = choose(analysis, size)
+def distinct(
+    analysis: Analysis, candidates: Iterable[int], per_layer: Mapping[str, int] | None = None
+) -> list[Candidate]:
+    """Candidates that keep different channels, the dense network last; `per_layer`: a multiple for each group, by name,
+    which is one more, the first, where no number keeps the same."""
+    different: list[Candidate] = []
+    multiples: dict[int, int | Mapping[str, int]] = {size: size for size in (*sorted(candidates), DENSE)}
+    if per_layer is not None:
+        multiples[PER_LAYER] = per_layer
+    for size, multiple in multiples.items():
+        choice, cut = choose(analysis, multiple)
         keep = choice.keep_ids()
-        same = next((c for c in found if np.array_equal(c.choice.keep_ids(), keep)), None)
-        if same is not None:
+        same = next((c for c in different if np.array_equal(c.choice.keep_ids(), keep)), None)
+        candidate = Candidate([size], channel_counts(analysis, choice)["after"], choice, cut)
+        if same is None:
+            different.insert(0 if size == PER_LAYER else len(different), candidate)
+        elif size != PER_LAYER:
             same.sizes.append(size)
-        else:
-            found.append(Candidate([size], channel_counts(analysis, choice)["after"], choice, cut))
-    return found
+    return different
 
 
 def time_in_turn(
     candidates: Sequence[Candidate], feed: Any, timing: Timing, tell: Callable[[str], None]
 ) -> tuple[str, str]:
     """Fill in the rounds; (backend, device) of the sessions."""
-    backend = device = ""
-    start, limit_s = time.monotonic(), timing.time_limit_s / timing.rounds
-    for done in range(timing.rounds):
-        left = hopeful(candidates) if done else list(candidates)
-        if len(left) == 1 or (done >= FEWEST_ROUNDS and time.monotonic() - start > timing.time_limit_s):
-            break
-        tell(f"align: timing {len(left)} candidates, round {done + 1} of {timing.rounds}")
-        turned = left[done % len(left) :] + left[: done % len(left)]
-        with ExitStack() as stack:
-            sessions = [stack.enter_context(closing(_session(c.path, timing))) for c in turned]
-            feeds = [{session.inputs[0].name: feed} for session in sessions]
-            seen = compare(sessions, feeds, min_blocks=timing.min_blocks, time_limit_s=limit_s, seed=done)
-            backend, device = sessions[0].backend, sessions[0].device
-        for candidate, latency in zip(turned, seen.models, strict=True):
-            candidate.rounds.append(latency.p50_ms)
-            candidate.best_ms = min(candidate.best_ms, latency.best_ms)
+    openers = [partial(_session, candidate.path, timing) for candidate in candidates]
+    with closing(openers[0]()) as session:
+        backend, device, name = session.backend, session.device, session.inputs[0].name
+    running = Running(
+        openers, [{name: feed}] * len(openers), openings=min(FEWEST_ROUNDS, timing.rounds), most=timing.rounds,
+        min_blocks=timing.min_blocks, time_limit_s=timing.time_limit_s, precision=TIE,
+    )  # fmt: skip
+    timed = list(candidates)
+    while not running.stopped and len(timed) > 1:
+        tell(f"align: timing {len(timed)} candidates, round {len(timed[0].rounds) + 1} of at most {timing.rounds}")
+        running.advance()
+        for candidate, ms in zip(timed, running.last_ms(), strict=True):
+            candidate.rounds.append(float(np.median(ms)))
+            candidate.best_ms = min(candidate.best_ms, float(ms.min()))
+        remaining = hopeful(timed)
+        running.keep_only([i for i, candidate in enumerate(timed) if candidate in remaining])
+        timed = [candidate for candidate in timed if candidate in remaining]
     return backend, device
 
 
 def _session(path: Path, timing: Timing) -> Session:
-    return open_session(path, device=timing.device, threads=timing.threads)
+    return open_session(path, timing.backend, timing.device, timing.threads)
 
 
 def hopeful(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -1,0 +1,1 @@
+"""The training loop, and what a sparse method adds to it."""

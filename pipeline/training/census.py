@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from export.files import replacing
-from pipeline.training.ranks import ALONE, Ranks
+from pipeline.training.compute.distributed import ALONE, Ranks
+from runtime.files import replacing
 
 CHUNK = 64
 """Images whose activations are held at once."""
 
 
 class Watched(Protocol):
-    """What a census needs of `pipeline.surgery.anatomy`."""
+    """What a census needs of `pipeline.surgery.watch`."""
 
     @property
     def watch(self) -> Mapping[str, int]: ...
@@ -30,18 +30,19 @@ class Watched(Protocol):
 
 
 @torch.no_grad()
-def census(anatomy: Watched, batches: Iterable[Tensor], ranks: Ranks = ALONE) -> dict[str, Tensor]:
+def census(anatomy: Watched, batches: Iterable[tuple[Tensor, ...]], ranks: Ranks = ALONE) -> dict[str, Tensor]:
     """Name of each watched output -> bool (channels,), on the CPU; True: dead.
 
-    On one batch x (B, C, H, W) a channel is dead iff its sum over all other axes is <= 0; the verdict is the AND over
-    the batches. The network runs in eval mode. Exact for ReLU; for other activations "not positive on average".
+    On one batch of the network's inputs (B, ...) a channel is dead iff its sum over all other axes is <= 0; the verdict
+    is the AND over the batches. The network runs in eval mode. Exact for ReLU; for others "not positive on average".
     `batches` are this process's parts of them; all processes come to the same verdict.
     """
     dead: dict[str, Tensor] = {}
-    for x in batches:
+    for inputs in batches:
+        x = inputs[0]
         sums = {name: torch.zeros(width, device=x.device) for name, width in anatomy.watch.items()}
-        for part in torch.split(x, CHUNK) if len(x) else ():  # of a last small batch a process may have no image
-            for name, value in anatomy.observe((part,)).items():
+        for start in range(0, len(x), CHUNK):  # of a last small batch a process may have no image
+            for name, value in anatomy.observe(tuple(x[start : start + CHUNK] for x in inputs)).items():
                 total = value.movedim(anatomy.axis[name], 0).flatten(1).sum(1)
                 sums[name] = sums[name] + total
         for name, total in sums.items():

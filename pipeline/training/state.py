@@ -1,23 +1,26 @@
-"""What a training goes on with: the network as it is now, its channels, and its optimizer."""
+"""The network as it is between two steps, its channels and its optimizer; and the same with dead channels cut out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.surgery import Anatomy, anatomy
-from pipeline.surgery.resume import shrink_training
-from pipeline.training.checkpoint import moments_of, put_moments
+from pipeline.surgery import Anatomy
+from pipeline.surgery.shrink_training import shrink_training
+from pipeline.surgery.watch import anatomy
 from pipeline.training.compute import Compute
+from pipeline.training.compute.onednn_workaround import writes_past
 from pipeline.training.optimizer import Optimizer, over
-from pipeline.training.sound_kernels import writes_past
-from runtime.macs import macs
+from pipeline.training.snapshots.checkpoint import moments_of, put_moments
+from runtime.macs import macs_of
 
+Inputs = tuple[Tensor, ...]
+"""What a network is called with, the first axis of each being the batch."""
 WITNESSES = 16
 """Images of the next batch on which a removal must not change the training step."""
 
@@ -30,10 +33,12 @@ class TrainState:
     network: nn.Module
     anatomy: Anatomy
     optimizer: Optimizer
-    forward: Callable[[Tensor], Any]
+    forward: Callable[..., Any]
     macs: int
     """Multiply-accumulates of one image."""
     without_onednn: bool = False
+    average: nn.Module | None = None
+    """An averaged copy of the network, which is cut along."""
 
     @property
     def params(self) -> int:
@@ -64,44 +69,53 @@ class Removal:
         return asdict(self)
 
 
-def state_of(network: nn.Module, optimizer: Optimizer, shape: tuple[int, ...], compute: Compute) -> TrainState:
-    """The state of a network placed already; `shape` (C, H, W)."""
-    units = anatomy(network, (torch.zeros(2, *shape, device=compute.device),))
+def state_of(network: nn.Module, optimizer: Optimizer, example: Inputs, compute: Compute) -> TrainState:
+    """The state of a network that lies on its device already; `example`: what it takes, at least 2 samples, there."""
+    units = anatomy(network, example)
     past = compute.device.type == "cpu" and writes_past(network)
-    return TrainState(network, units, optimizer, compute.forward_of(network, shape), macs(network, shape), past)
+    return TrainState(network, units, optimizer, compute.forward_of(network, example), macs_of(network, example), past)
 
 
 def without(
     state: TrainState,
     dead: Mapping[str, Tensor],
-    x: Tensor,
-    shape: tuple[int, ...],
+    inputs: Inputs,
     compute: Compute,
     align: int = 1,
     pinned: Mapping[str, Tensor] | None = None,
+    averages: list[nn.Module] | None = None,
 ) -> tuple[TrainState, float]:
     """The state with the dead channels cut out of network and optimizer, and how much the cut changed (`max_rel_diff`);
     the same where none can go.
 
-    x: images (N >= 2, C, H, W) of a training batch; a channel that learns from the first WITNESSES of them stays.
+    `inputs`: of a training batch, at least 2 samples; a channel that learns from the first WITNESSES of them stays.
     `align`: dead channels stay up to this multiple, per group of layers, for surgery to decide on. `pinned`: entries
-    that the training holds, see `Method.pinned`. Raises UserError where the network does more in training mode than a
-    graph can hold.
+    that the training holds, see `Hooks.pinned`. `averages`: averaged copies of the network, replaced by cut ones.
+    Raises UserError where the network does more in training mode than a graph can hold.
     """
-    witnesses = compute.ranks.same(x[:WITNESSES].clone())
-    made = shrink_training(state.network, (witnesses,), state.optimizer.inner, dead, pinned=pinned, align=align)
-    if made.compact.certificate["channels"]["after"] == made.compact.certificate["channels"]["before"]:
+    witnesses = tuple(compute.ranks.same(x[:WITNESSES].clone()) for x in inputs)
+    own, others = [] if state.average is None else [state.average], [] if averages is None else averages
+    shrunk = shrink_training(
+        state.network, witnesses, state.optimizer.inner, dead, averages=own + others, pinned=pinned, align=align
+    )
+    if shrunk.compact.certificate["channels"]["after"] == shrunk.compact.certificate["channels"]["before"]:
         return state, 0.0
-    network = compute.placed(made.compact.model)
+    others[:] = shrunk.averages[len(own) :]
+    network = compute.placed(shrunk.compact.model)
     torch.compiler.reset()  # what was compiled for the old widths is of no use any more
-    difference = max(made.compact.certificate["law"]["max_rel_diff"], made.step_rel_diff or 0.0)
-    optimizer = over(state.optimizer, made.optimizer)
+    difference = max(shrunk.compact.certificate["law"]["max_rel_diff"], shrunk.step_rel_diff or 0.0)
+    optimizer = over(state.optimizer, shrunk.optimizer)
     put_moments(network, optimizer, moments_of(network, optimizer))  # torch's fused steps walk both as they lie
-    return state_of(network, optimizer, shape, compute), difference
+    example = tuple(x.new_zeros(2, *x.shape[1:]) for x in inputs)
+    after = state_of(network, optimizer, example, compute)
+    average = compute.placed(shrunk.averages[0]) if own else None
+    return replace(after, average=average), difference
 
 
 def removal_of(channels: int, after: TrainState, difference: float, step: int, start: float) -> Removal:
     """What a removal from so many `channels` that began at `start` (time.perf_counter) did; its speeds come from the
     history."""
-    left = after.anatomy.channels
-    return Removal(step, channels - left, left, after.params, after.macs, difference, time.perf_counter() - start)
+    remaining = after.anatomy.channels
+    return Removal(
+        step, channels - remaining, remaining, after.params, after.macs, difference, time.perf_counter() - start
+    )

@@ -27,6 +27,20 @@ def test_a_plot_names_what_it_shows_and_where_from(name: str, words: tuple[str, 
     assert all(word in text for word in words) and plots.title(path) in text
 
 
+def test_names_stand_on_the_frontier_alone(tmp_path: Path) -> None:
+    def run(method: str, cost: float, accuracy: float) -> dict[str, Any]:
+        figures = {"macs_pct": cost, "openvino_batch_32_p50_ms": cost, "smallest_kib": cost, "accuracy_pct": accuracy}
+        return {"kind": "channels", "method": method, "asked": "20 % of the MACs", **figures}
+
+    points = [run("best", 10.0, 60.0), run("worse", 20.0, 50.0), run("large", 90.0, 70.0), run("large", 90.0, 72.0)]
+    marks = [(p["macs_pct"], p["accuracy_pct"], p) for p in points]
+    assert [mark[2]["method"] for mark in plots.frontier(marks)] == ["best", "large"]
+    path = tmp_path / "methods_every.cpu.json"
+    path.write_text(json.dumps({"points": [*points, {"method": "refuses", "asked": "", "refused": "no"}]}))
+    text = plots.draw(path).read_text()
+    assert text.count("best 20 %") == 3 and "worse" not in text and "refuses" not in text
+
+
 @pytest.mark.parametrize("name", plots.DRAWN)
 def test_plots_are_current(name: str) -> None:
     path = RESULTS / f"{name}.json"

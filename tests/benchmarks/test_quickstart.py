@@ -27,7 +27,7 @@ def report() -> dict[str, Any]:
         "models": {"dense": model(0.99, 1_000_000), "compact": model(0.985, 400_000)},
         "latency": {"onnxruntime": {"fp32": {"b1": latency(1.0, 1.0), "b32": latency(4.0, 2.0)}}},
         "surgery": {"channels_before": 1000, "channels_dead": 500, "max_abs_diff": 5e-6},
-        "stages": [{"folder": "10-dense", "seconds": 3.0}, {"folder": "20-demp", "seconds": 4.0}],
+        "stages": [{"folder": "10-dense", "seconds": 3.0}, {"folder": "20-sparse", "seconds": 4.0}],
         "verdict": {"status": "pass"},
     }
 

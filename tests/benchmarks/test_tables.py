@@ -71,8 +71,31 @@ def test_the_link_leads_from_the_document_to_the_file(results: Path) -> None:
 def test_a_missing_file_or_key_is_named(results: Path) -> None:
     missing = tables.filled(TEXT.replace("few.cpu", "none.cpu"), results, results)
     assert "Not measured yet: `python -m benchmarks.none` writes none.cpu.json." in missing and "|" not in missing
+    missing = tables.filled(TEXT.replace("few.cpu", "gather.tpu"), results, results)
+    assert "`python -m benchmarks.surgery.gather` writes gather.tpu.json" in missing
+    missing = tables.filled(TEXT.replace("few.cpu", "gather_wide.tpu"), results, results)
+    assert "`python -m benchmarks.surgery.gather` writes gather_wide.tpu.json" in missing
     with pytest.raises(UserError, match=r"no point has `p51_ms`; expected one of .*'p50_ms'"):
         tables.filled(TEXT.replace("p50_ms", "p51_ms"), results, results)
+
+
+def test_the_house_is_the_folders_with_their_first_sentences(tmp_path: Path) -> None:
+    for folder, docstring in (
+        ("export", "Out. And more."),
+        ("export/onnx", "Graphs of onnx.ai, read"),
+        ("export/a/b", "Deep."),
+    ):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "__init__.py").write_text(f'"""{docstring}"""\n')
+    (tmp_path / "stranger").mkdir()
+    assert tables.house(2, tmp_path).splitlines() == [
+        "export/           Out",
+        "  onnx/           Graphs of onnx.ai, read",
+    ]
+    assert len(tables.house(3, tmp_path).splitlines()) == 3
+    (tmp_path / "export" / "__init__.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match="has no docstring"):
+        tables.house(1, tmp_path)
 
 
 def test_documents_are_current(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,3 +108,22 @@ def test_every_results_file_has_the_agreed_keys() -> None:
         document = json.loads(path.read_text("utf-8"))
         assert {"schema", "command", "environment", "n", "points"} <= document.keys(), path.name
         assert document["points"] and all(isinstance(point, dict) for point in document["points"]), path.name
+
+
+def test_images_of_triton_have_a_source_or_are_left_out() -> None:
+    sources = {
+        "notes": {"url": "https://example.org/notes", "read": "2026-01-02", "says": "TensorRT of a month"},
+        "pins": {"url": None, "read": "2026-01-02", "says": "what others pinned"},
+    }
+    rows = [("26.01-py3", ["notes"]), ("26.02-py3", ["pins", "notes"])]
+    document = {
+        "sources": sources,
+        "images": [{"tag": tag, "tensorrt": "10.1", "cuda": "13.0", "sources": names} for tag, names in rows],
+    }
+    text = tables.images(document)
+    assert "| 26.01-py3 | 10.1 | 13.0 | notes |\n" in text
+    assert "- notes: [TensorRT of a month](https://example.org/notes), read 2026-01-02\n" in text
+    assert "| 26.02-py3" not in text
+    assert text.endswith("\nLeft out, as no page that can be read says it: 26.02-py3 (what others pinned).\n")
+    own = tables.filled("<!-- images of Triton -->\nold\n<!-- end of images -->\n")
+    assert "old" not in own and own.count("\n| 2") > 20 and own.count("](https://") == own.count(", read 20") > 3

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
 from tests.container.builder import ROOT, Built
 
@@ -23,7 +23,7 @@ SETS_UP = ("--user", "0", "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCA
 
 
 def compose(name: str = "compose.yaml") -> dict[str, Any]:
-    document = yaml.safe_load((ROOT / name).read_text("utf-8"))
+    document = YAML(typ="safe").load((ROOT / name).read_text("utf-8"))
     assert isinstance(document, dict)
     return document
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export.onnx_from_torch import OnnxGraph, onnx_from_torch
+from export.onnx.from_torch import OnnxGraph, onnx_from_torch
 
 
 class Residual(nn.Module):

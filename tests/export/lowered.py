@@ -10,8 +10,9 @@ import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
-from export.precision import CastGraph, Images, Lowering, Precision, Rules
-from export.quantise import Calibration
+from export.precision.int8 import Calibration
+from export.precision.lower import CastGraph, Images, Lowering, Precision, Rules
+from runtime.measure.judged import Judge
 from tests.export.graphs import Array, Floats, images
 
 
@@ -33,7 +34,12 @@ def given(source: Path, x: Floats) -> Images:
     fixed = onnx.load(str(source)).graph.input[0].type.tensor_type.shape.dim[0].dim_value or len(x)
     rows = x[np.arange(fixed) % len(x)]
     labels = run(source, rows).argmax(axis=1)
-    return Images(x, lambda: [rows], lambda: [(rows, labels)])
+    return Images(x, lambda: [rows], lambda: [(rows, labels)], Judge(right))
+
+
+def right(logits: Floats, labels: Floats) -> Floats:
+    hits: Floats = logits.argmax(axis=1) == labels
+    return hits
 
 
 def lower(source: Path, path: Path, precision: Precision, x: Floats | None = None, **rules: Any) -> CastGraph:

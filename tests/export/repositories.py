@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from export import triton
-from export.served import Model, Sources
-from export.triton import Content, Repository
-from export.triton_config import Serving
-from tests.export.engines import stand_in
+from export.serving import triton
+from export.serving.files import Model, Sources
+from export.serving.pbtxt import Serving
+from export.serving.triton import Content, Repository
 from tests.export.graphs import conv_net
+from tests.export.small_engines import stand_in
 
 LABELS = ("zero", "one", "two", "three", "größer")
 

@@ -10,40 +10,35 @@ from typing import Any
 
 import pytest
 
-from export import build_engine
-from export.build_config import Request
-from export.build_log import Log
-from export.features import features
-from export.gpu import Gpu
+from export.engines.options import engine_options
+from export.engines.tensorrt import build as build_engine
+from export.engines.tensorrt.config import Request
+from export.engines.tensorrt.features import features
+from runtime.backends.trt_library import Log
 from runtime.errors import UserError
+from runtime.gpu import Gpu
 from tests.export import standins
-from tests.export.engines import needs_rtx
+from tests.export.small_engines import OPTIONS, needs_rtx
 
 TENS = tuple(version for version in standins.VERSIONS if version.startswith("10."))
 
 
 def request(folder: Path, kind: str = "FLOAT", **changes: Any) -> Request:
+    """`changes` are fields of the request, or options of the engine."""
     (folder / "net.onnx").write_text(kind)
+    options = {name: changes.pop(name) for name in tuple(changes) if name in OPTIONS and name != "timing_cache"}
+    if options.get("pin_tactics"):
+        options["timing_cache"] = "folder"
     plain = Request(
         onnx=str(folder / "net.onnx"),
         engine=str(folder / "net.engine"),
-        answer="",
         log="",
         layers=str(folder / "layers.json"),
         flavour="tensorrt",
         precision="fp32",
         targets=(),
-        profiles=((1, 8, 16),),
-        workspace_mib=64,
-        tf32=False,
-        optimization_level=3,
-        version_compatible=False,
-        hardware_compatibility="none",
-        refit=False,
-        sparse=False,
+        options=engine_options({**OPTIONS, **options}),
         timing_cache=None,
-        pin_tactics=False,
-        progress=None,
     )
     return dataclasses.replace(plain, **changes)
 
@@ -51,7 +46,7 @@ def request(folder: Path, kind: str = "FLOAT", **changes: Any) -> Request:
 def run(trt: Any, asked: Request) -> tuple[dict[str, Any], Any]:
     """The answer, and the config that the builder was given."""
     with Path(asked.onnx).with_name("log").open("w") as file:
-        answer = build_engine.build(asked, trt, Log(trt, file))
+        answer = build_engine.build(asked, trt, Log(trt, file), lambda fraction, phase: None)
     return answer, trt.configs[-1]
 
 
@@ -89,7 +84,8 @@ def test_every_option_at_once(trt: Any, tmp_path: Path) -> None:
         sparse=True,
         timing_cache=str(cache),
         pin_tactics=True,
-        profiles=((1, 1, 1), (2, 8, 16)),
+        profile={"min": 1, "opt": 1, "max": 1},
+        more_profiles=[{"min": 2, "opt": 8, "max": 16}],
     )
     answer, config = run(trt, asked)
     assert flags_of(config) == {
@@ -140,9 +136,9 @@ def test_pinned_tactics_that_the_cache_lacks_are_an_error(trt: Any, tmp_path: Pa
     with pytest.raises(UserError, match="missing in the timing cache") as caught:
         run(trt, asked)
     assert caught.value.remedy == "build once without engine.pin_tactics to fill it"
-    run(trt, dataclasses.replace(asked, pin_tactics=False))
+    run(trt, request(tmp_path, timing_cache=str(tmp_path / "cache.timing")))
     assert (tmp_path / "cache.timing").read_bytes() == f"{trt.__version__} conv1".encode()
-    assert run(trt, asked)[0]["ok"]
+    assert run(trt, asked)[0]["proof"]["share"] == 1.0
 
 
 def test_a_cache_of_another_version_is_told_and_replaced(trt: Any, tmp_path: Path) -> None:

@@ -8,16 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from export import manifest
-from export.build_flags import BuildFlags
-from export.engine_from_onnx import Engine, layers_path
-from export.flavours import EngineUnavailable
-from export.gpu import first_gpu
-from export.preflight import preflight
-from runtime.backend import open_session
+from export.engines import Engine, EngineUnavailable, manifest
+from export.engines.preflight import preflight
+from export.engines.tensorrt import layers_path
+from runtime.backends import open_session
 from runtime.errors import UserError
-from tests.export.engines import build, typed_net
+from runtime.gpu import first_gpu
 from tests.export.graphs import conv_net, images
+from tests.export.small_engines import build, typed_net
 
 pytestmark = pytest.mark.gpu
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
@@ -87,8 +85,8 @@ def test_built_here_it_is_proven_loads_and_computes(
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_two_profiles_and_graphs(flavour: str, tmp_path: Path) -> None:
-    flags = BuildFlags(more_profiles=((1, 1, 1),), timing_cache=tmp_path / "cache")
-    engine = built(tmp_path, "fp32", flavour=flavour, flags=flags)
+    more = {"more_profiles": [{"min": 1, "opt": 1, "max": 1}], "timing_cache": str(tmp_path / "cache")}
+    engine = built(tmp_path, "fp32", flavour=flavour, **more)
     for count in (1, 8, 16):
         batch = images(count)
         np.testing.assert_allclose(run(engine, batch, cuda_graph=True), wanted(tmp_path, batch), rtol=0, atol=1e-4)
@@ -97,17 +95,16 @@ def test_two_profiles_and_graphs(flavour: str, tmp_path: Path) -> None:
 
 
 def test_pinned_tactics_give_the_same_kernels(tmp_path: Path) -> None:
-    first = built(tmp_path, "fp32", flavour="tensorrt", flags=BuildFlags(timing_cache=tmp_path / "cache"))
-    pinned = BuildFlags(timing_cache=tmp_path / "cache", pin_tactics=True)
-    again = built(tmp_path, "fp32", flavour="tensorrt", flags=pinned)
+    cache = str(tmp_path / "cache")
+    first = built(tmp_path, "fp32", flavour="tensorrt", timing_cache=cache)
+    again = built(tmp_path, "fp32", flavour="tensorrt", timing_cache=cache, pin_tactics=True)
     assert again.proof == first.proof
     assert manifest.verify(again.path).options.pin_tactics
 
 
 @pytest.mark.parametrize("level", ["ampere_plus", "same_compute_capability"])
 def test_compatible_engines(level: str, tmp_path: Path) -> None:
-    flags = BuildFlags(hardware_compatibility=level, version_compatible=True)  # type: ignore[arg-type]  # both are levels
-    engine = built(tmp_path, "fp32", flavour="tensorrt", flags=flags)
+    engine = built(tmp_path, "fp32", flavour="tensorrt", hardware_compatibility=level, version_compatible=True)
     with pytest.raises(UserError, match="it brings code that runs on this machine"):
         run(engine, images(2))
     np.testing.assert_allclose(

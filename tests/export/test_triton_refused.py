@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.served import NAME, Model, safe_name
+from export.serving.files import NAME, Model, safe_name
 from runtime.errors import UserError
-from tests.export.engines import build, needs_rtx
 from tests.export.graphs import conv_net, images
 from tests.export.repositories import LABELS, config_of, engine_model, onnx_model, publish, write_run
+from tests.export.small_engines import build, needs_rtx
 
 BAD_NAMES = ("", ".", "..", "../up", "a/b", "/abs", ".hidden", "a b", "a\nb", "a\x00", "é", "x" * 129)
 

@@ -1,5 +1,5 @@
-"""Damaged plans, manifests, baselines, configs and published folders end in one clear line: no crash, no hang, nothing
-written, no process, no connection, little memory.
+"""Damaged plans, manifests, baselines, configs, reports, checks, arrays and published folders end in one clear line: no
+crash, no hang, nothing written, no process, no connection, little memory.
 
 A few hundred inputs for each reader in the default tier, 10,000 for each in the slow tier.
 """
@@ -7,6 +7,7 @@ A few hundred inputs for each reader in the default tier, 10,000 for each in the
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import resource
@@ -15,22 +16,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from export import manifest
-from export.release_index import INDEX, PublishedModel, read_index, verify_release, write_index
-from export.releases import new_release, rollback
-from export.triton_config import signature_of_engine
-from pipeline import stage_record
-from pipeline.config_file import dump_config, load_config
+from export.engines import manifest
+from export.serving.pbtxt import signature_of_engine
+from export.serving.release_index import INDEX, PublishedModel, read_index, verify_release, write_index
+from export.serving.releases import new_release, rollback
+from pipeline.check import results
+from pipeline.config import Data
+from pipeline.config.file import dump_config, load_config
+from pipeline.data import load
+from pipeline.report import document as report_document
+from pipeline.report.card import hub_card
 from pipeline.surgery.plan import read_plan
-from runtime.baseline import read_baseline
+from pipeline.workspace import record as stage_record
 from runtime.errors import UserError
-from tests.export.engines import document as manifest_document
+from runtime.gate.baseline import read_baseline
+from tests.export.small_engines import document as manifest_document
 from tests.fuzz.damage import damaged, damaged_bytes, text_of
-from tests.fuzz.watch import FEW, MANY, attempts, calmly, little_memory
+from tests.fuzz.watch import FEW, MANY, attempts, calmly, examples, little_memory
+from tests.pipeline.report.check_document import check as check_document
 
 MODEL = PublishedModel(name="net", platform="onnxruntime_onnx", max_batch_size=1, sha256={"1": "a" * 64})
 
@@ -45,13 +53,19 @@ PLAN = {
     "widths": {"conv.weight": 4},
     "biases": ["conv.bias"],
 }
+NETWORK = hashlib.sha256(b"network").hexdigest()
 BASELINE = {
     "kind": "demport baseline",
-    "schema": 1,
+    "schema": 2,
     "name": "run",
-    "rules": {"accuracy": {"relative": 0.0, "absolute": 0.005}, "p50_ms": None},
-    "devices": {"cpu": {"environment": {"cores": 2}, "figures": {"params": 10.0, "accuracy.onnx": 0.9}}},
-}
+    "rules": {"accuracy": {"relative": 0.0, "absolute": 0.005}, "latency": None, "limits": {"macs": 9.0}},
+    "release": {
+        "figures": {"params": 10.0, "macs": 5.0, "bytes": 7.0, "accuracy.onnx": 0.9}, "engines": ["tensorrt.fp16.SM86"],
+        "data": {"source": "digits", "fingerprint": "a"}, "model": {"name": "demo:resnet", "args": {}},
+        "config": {"seed": 0}, "environment": {"cores": 2},
+    },
+    "files": {"onnx": {"file": f"compact.{NETWORK[:12]}.onnx", "sha256": NETWORK, "device": None}},
+}  # fmt: skip
 
 
 def sealed(data: bytes) -> bytes:
@@ -67,11 +81,37 @@ def sealed(data: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, audit: None) -> Path:
-    return tmp_path_factory.mktemp("fuzz")
+    """With the network of the baseline and the plan of a compact one, which are whole."""
+    path = tmp_path_factory.mktemp("fuzz")
+    (path / f"compact.{NETWORK[:12]}.onnx").write_bytes(b"network")
+    (path / "compact").mkdir()
+    (path / "compact" / "plan.json").write_bytes(text_of(PLAN))
+    return path
 
 
 def read_manifest(path: Path) -> None:
     signature_of_engine(manifest.read(path.parent / "x.engine"), 16)
+
+
+def read_release(path: Path) -> None:
+    read_baseline(path.parent)
+
+
+def read_npz(path: Path) -> None:
+    load(Data(source=f"npz:{path}"))
+
+
+def arrays() -> bytes:
+    """Eight images of two classes, not compressed."""
+    generator, file = np.random.default_rng(0), io.BytesIO()
+    images, labels = generator.integers(0, 256, (8, 4, 4, 3), np.uint8), np.arange(8) % 2
+    np.savez(file, x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2])
+    return file.getvalue()
+
+
+def read_certificate(path: Path) -> None:
+    """By the card that goes to a hub with the network."""
+    hub_card(path.parent, None, "hf:me/net")
 
 
 def read_stage(path: Path) -> None:
@@ -101,11 +141,22 @@ def configs() -> st.SearchStrategy[bytes]:
 READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[], st.SearchStrategy[bytes]]]] = {
     "plan": ("plan.json", read_plan, lambda: damaged(PLAN)),
     "manifest": ("x.engine.json", read_manifest, lambda: damaged(valid_manifest()).map(sealed)),
-    "baseline": ("baseline.json", read_baseline, lambda: damaged(BASELINE)),
+    "baseline": ("baseline.json", read_release, lambda: damaged(BASELINE)),
     "config": ("config.yaml", load_config, configs),
     "stage record": ("stage.json", read_stage, lambda: damaged(stage(PLAN))),
+    "report": ("report.json", report_document.read, lambda: damaged(check_document()).map(sealed)),
+    "check": ("check.json", results.read, lambda: damaged(check_document())),
+    "npz": ("d.npz", read_npz, lambda: damaged_bytes(arrays())),
+    "certificate": ("compact/certificate.json", read_certificate, lambda: damaged(CERTIFICATE)),
     "index": (INDEX, lambda path: read_index(path.parent), lambda: damaged(index())),
 }
+
+
+CERTIFICATE = {
+    "schema": 1, "channels": {"before": 12, "dead": 4, "after": 8}, "evidence": {"by_proof": 4, "by_measurement": 0},
+    "law": {"max_rel_diff": 1e-15, "tolerance": 1e-9, "inputs": ["random"], "held": False, "single": []},
+    "groups": [{"group": "a", "layers": ["a"], "dead": 4, "kept_dead_because": {"a layer keeps one channel": 1}}],
+}  # fmt: skip
 
 
 def stage(result: Any) -> Any:
@@ -156,13 +207,7 @@ def fuzz_release(folder: Path, count: int) -> int:
     outside.mkdir()
     (outside / "precious").write_text("precious")
 
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
+    @examples(count)
     @given(damaged(index()), st.sampled_from(("file", "link", "absent")))
     def attempt(data: bytes, what: str) -> None:
         nonlocal done

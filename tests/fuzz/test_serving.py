@@ -19,10 +19,10 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from export.recorded import REQUEST, RESPONSE, RecordedTensor, read_recorded
-from export.release_index import ImageInput, Index, PublishedModel
-from pipeline.asking import _difference, load_image
-from runtime.inference_client import Server, floats, texts
+from export.serving.recorded import REQUEST, RESPONSE, RecordedTensor, read_recorded
+from export.serving.release_index import ImageInput, Index, PublishedModel
+from pipeline.commands.ask import difference, load_image
+from runtime.client import Server, floats, texts
 from tests.fuzz.damage import damaged, damaged_bytes
 from tests.fuzz.watch import FEW, MANY, attempts, calmly
 
@@ -75,7 +75,7 @@ def fuzz_answers(count: int) -> int:
             for output in outputs.values():
                 values, names = floats(output), texts(output)
                 assert values is None or names is None or not values.size
-                assert _difference(wanted, output) >= 0
+                assert difference(wanted, output) >= 0
 
         def attempt(data: bytes) -> bool:
             tell(data)
@@ -97,7 +97,7 @@ def fuzz_recorded(folder: Path, count: int) -> int:
     def read(index: Index) -> None:
         body, outputs = read_recorded(folder, index, "net")
         json.dumps(body, allow_nan=False)
-        assert all(_difference(output, dict(LOGITS)) >= 0 for output in outputs)
+        assert all(difference(output, dict(LOGITS)) >= 0 for output in outputs)
 
     def attempt(data: bytes) -> bool:
         (folder / "net" / RESPONSE).write_bytes(data)
@@ -165,7 +165,7 @@ def test_the_whole_ones_are_read(tmp_path: Path, audit: None) -> None:
         for data in (HEAD + body, LENGTH % (len(body), body)):
             tell(data)
             outputs = Server(f"http://{address}").infer("net", {})
-            assert _difference(RecordedTensor(**LOGITS), outputs["logits"]) == 0.0  # type: ignore[arg-type]
+            assert difference(RecordedTensor(**LOGITS), outputs["logits"]) == 0.0  # type: ignore[arg-type]
             assert texts(outputs["class"]) == ["seven"]
     Image.new("RGB", (3, 3), (9, 8, 7)).save(tmp_path / "x.png")
     assert load_image(tmp_path / "x.png", WANTED)[4, 4].tolist() == [9, 8, 7]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from runtime import conditions, nvml
+from runtime import gpu as nvml
+from runtime.measure import conditions
 from tests.pipeline.tiny import CONFIG
 
 
@@ -36,7 +37,7 @@ def whole_run(config: Path, cut_run: Path) -> Path:
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else runs on this machine, as far as `runtime.conditions` sees: a gate on speed passes or fails."""
+    """Nothing else runs on this machine, as far as `measure.conditions` sees: a gate on speed passes or fails."""
     monkeypatch.setattr(conditions, "_cpu_seconds", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(nvml, "gpu_states", list)
 

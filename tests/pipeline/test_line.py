@@ -1,107 +1,22 @@
-"""The real line on a very small network: kills, interruptions, two runs at once, full disks, damage, own modules."""
+"""The real line on a very small network: what each command does with a finished run, damage, own modules."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import cli, rendering
-from pipeline.workspace import STAGES
-from runtime.errors import EXIT_INTERRUPTED
+from pipeline import cli
+from pipeline.report import render as rendering
+from pipeline.workspace.folder import STAGES
 from tests.conftest import Start
-from tests.pipeline.tiny import CONFIG
-
-
-def compact_weights(run: Path) -> bytes:
-    return (run / "30-surgery" / "weights.safetensors").read_bytes()
-
-
-def wait_for(found: Callable[[], bool], child: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert child.poll() is None, f"ended early: {child.communicate()}"
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.01)
-
-
-def half_way(run: Path) -> Callable[[], bool]:
-    """The second training has finished an epoch, and has one to go."""
-    history = run / ".20-demp.tmp" / "history.jsonl"
-    return lambda: history.is_file() and history.stat().st_size > 0
-
-
-def test_kill_9_in_a_training_ends_in_the_same_compact_weights(
-    config: Path, cut_run: Path, tmp_path: Path, start_demport: Start, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["run", config, "--out", tmp_path / "run", "--until", "surgery"]
-    child = start_demport(*arguments)
-    wait_for(half_way(tmp_path / "run"), child)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    assert sorted(p.name for p in (tmp_path / "run").glob("[0-9]*")) == ["10-dense"]
-    assert cli.command_line([str(argument) for argument in arguments]) == 0
-    shown = capsys.readouterr()
-    told = json.loads(shown.out.splitlines()[-1])
-    assert told["skipped"] == ["10-dense"] and told["done"] == ["20-demp", "30-surgery"]
-    assert "20-demp: removed the half-written folder of an interrupted run" in shown.err
-    assert compact_weights(tmp_path / "run") == compact_weights(cut_run)
-    assert not list((tmp_path / "run").glob(".*.tmp"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_an_interruption_exits_130_and_leaves_nothing_half_written(
-    number: signal.Signals, config: Path, tmp_path: Path, start_demport: Start
-) -> None:
-    child = start_demport("run", config, "--out", tmp_path / "run", "--until", "demp")
-    wait_for(half_way(tmp_path / "run"), child)
-    child.send_signal(number)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == EXIT_INTERRUPTED and out == ""
-    assert err.rstrip().endswith("interrupted") and "Traceback" not in err
-    assert [p.name for p in (tmp_path / "run").glob("*-*")] == ["10-dense"]
-    assert not (tmp_path / "run" / ".20-demp.tmp").exists()
-
-
-def test_a_second_run_on_the_folder_exits_2_at_once(
-    config: Path, tmp_path: Path, start_demport: Start, capsys: pytest.CaptureFixture[str]
-) -> None:
-    child = start_demport("run", config, "--out", tmp_path / "run", "--until", "demp")
-    lock = tmp_path / "run" / ".lock"
-    wait_for(lambda: lock.is_file() and lock.read_text().strip() == str(child.pid), child)
-    start = time.monotonic()
-    assert cli.command_line(["run", str(config), "--out", str(tmp_path / "run")]) == 2
-    assert time.monotonic() - start < 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {tmp_path}/run: in use by process {child.pid}; ") and told.count("\n") == 1
-
-
-def test_a_full_disk_exits_2_with_the_path_and_the_space(
-    config: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = small_disk / "run"
-    arguments = ["run", str(config), "--out", str(run), "--until"]
-    assert cli.command_line([*arguments, "dense"]) == 0
-    free = shutil.disk_usage(small_disk).free
-    (small_disk / "ballast").write_bytes(bytes(free - 2**19))
-    assert cli.command_line([*arguments, "demp"]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith(
-        f"error: {run}: no space left on the disk (0.5 MiB free); stage 20-demp needs at least 1.2 MiB"
-    )
-    assert [p.name for p in run.glob("*-*")] == ["10-dense"]
-    (small_disk / "ballast").unlink()
-    assert cli.command_line([*arguments, "demp"]) == 0
-    assert json.loads(capsys.readouterr().out)["skipped"] == ["10-dense"]
+from tests.pipeline.tiny import CONFIG, compact_weights
 
 
 def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -140,7 +55,7 @@ def test_check_measures_again_and_nothing_else(copied_run: Path, capsys: pytest.
     assert code == 1 and told["status"] == "fail" and told["done"] == ["70-check"]
     gate = next(gate for gate in told["verdict"]["gates"] if gate["name"] == "min_speedup")
     assert (gate["status"], gate["limit"]) == ("fail", 1000) and compact_weights(copied_run) == before
-    assert cli.command_line(["gate", str(copied_run), "--baseline", str(copied_run / "b.json"), "--update"]) == 2
+    assert cli.command_line(["gate", str(copied_run), "--baseline", str(copied_run / "accepted"), "--update"]) == 2
     assert "the run failed min_speedup" in capsys.readouterr().err
 
 
@@ -161,6 +76,26 @@ def test_check_refuses_other_data_than_the_runs(
     assert told.startswith("error: data.source digits changed since") and "run `demport run` again" in told
 
 
+def test_commands_on_a_finished_run_change_their_own_section_alone(
+    copied_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (copied_run / "config.yaml").read_text()
+    assert cli.command_line(["check", str(copied_run), "--set", "data.resize=8"]) == 2
+    assert "--set data.resize=8, on a finished run; a key of the section check" in capsys.readouterr().err
+    arguments = ["publish", str(copied_run), str(copied_run / "models"), "--set", "check.threads=1"]
+    assert cli.command_line(arguments) == 2 and "a key of the section publish" in capsys.readouterr().err
+    assert (copied_run / "config.yaml").read_text() == before
+
+
+def test_a_run_that_cannot_be_written_is_published(
+    copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode, **_: Path(path) != copied_run or mode != os.W_OK)
+    assert cli.command_line(["publish", str(copied_run), str(tmp_path / "models")]) == 0
+    assert "cannot be written, so it keeps no record" in capsys.readouterr().err
+    assert (tmp_path / "models" / "demport.json").is_file() and not (copied_run / "80-publish").exists()
+
+
 def test_report_is_written_again(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copied_run / "report.html").unlink()
     assert cli.command_line(["report", str(copied_run)]) == 0
@@ -171,7 +106,7 @@ def test_report_is_written_again(copied_run: Path, capsys: pytest.CaptureFixture
 def test_gate_accepts_a_run_and_finds_a_regression(
     whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    baseline, junit, summary = tmp_path / "b.json", tmp_path / "j.xml", tmp_path / "s.md"
+    baseline, junit, summary = tmp_path / "accepted", tmp_path / "j.xml", tmp_path / "s.md"
     gate = ["gate", str(whole_run), "--baseline", str(baseline)]
     assert cli.command_line(gate) == 2
     assert cli.command_line([*gate, "--update"]) == 2 and not baseline.exists()  # nobody to ask
@@ -179,26 +114,23 @@ def test_gate_accepts_a_run_and_finds_a_regression(
     assert cli.command_line([*gate, "--update", "--yes"]) == 0
     assert document(capsys)["status"] == "updated"
     assert cli.command_line(gate) in (0, 3)
-    accepted = json.loads(baseline.read_text())
-    (device,) = accepted["devices"].values()
-    device["figures"]["params"] /= 2
-    baseline.write_text(json.dumps(accepted))
+    accepted = json.loads((baseline / "baseline.json").read_text())
+    accepted["release"]["figures"]["params"] /= 2
+    (baseline / "baseline.json").write_text(json.dumps(accepted))
     assert cli.command_line([*gate, "--junit", str(junit), "--summary", str(summary)]) == 1
     failed = [one["name"] for one in document(capsys)["gates"] if one["status"] == "fail"]
     assert failed == ["baseline.params"]
     assert "<failure" in junit.read_text() and "baseline.params" in summary.read_text()
 
 
-def test_gate_refuses_a_report_that_is_not_of_the_stages(
+def test_gate_refuses_a_report_that_is_none(
     copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (copied_run / ".rendered.json").write_text("{}")
-    assert cli.command_line(["gate", str(copied_run), "--baseline", str(tmp_path / "b.json")]) == 2
-    told = capsys.readouterr().err
-    assert "report.json is not of the stages beside it" in told and f"run `demport report {copied_run}`" in told
-    (tmp_path / "report.json").write_text("[]")
-    assert cli.command_line(["gate", str(tmp_path), "--baseline", str(tmp_path / "b.json")]) == 2
-    assert "report.json: not an object" in capsys.readouterr().err
+    gate = ["gate", str(copied_run), "--baseline", str(tmp_path / "accepted")]
+    assert cli.command_line([*gate, "--update", "--yes"]) == 0
+    (copied_run / "report.json").write_text("[]")
+    assert cli.command_line(gate) == 2
+    assert "report.json: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_publish_writes_a_repository_and_records_it(
@@ -287,5 +219,5 @@ def test_wrong_configs_leave_no_folder(tmp_path: Path, capsys: pytest.CaptureFix
     path.write_text("model: {args: {width: 0}}\n")
     assert cli.command_line(["run", str(path), "--out", str(tmp_path / "run")]) == 2
     shown = capsys.readouterr()
-    assert "`dense.epochs` is 0" in shown.err and "width 0" in shown.err and shown.out == ""
+    assert "`dense.epochs`: 0, and there are no weights" in shown.err and "width 0" in shown.err and shown.out == ""
     assert not [p for p in tmp_path.glob("run/*") if p.name in STAGES]

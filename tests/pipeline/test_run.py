@@ -2,63 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from export.gpu import first_gpu
-from pipeline import rendering, run, steps
+from pipeline import line as run
 from pipeline.config import Config
-from pipeline.config_file import config_from_overrides, load_config
+from pipeline.config.file import config_from_overrides, load_config
+from pipeline.line import Order, Outcome, stage_named
 from pipeline.progress import Silent
-from pipeline.run import Order, Outcome, stage_named
-from pipeline.workspace import STAGES
+from pipeline.report import render as rendering
 from runtime import device
 from runtime.errors import UserError
+from runtime.gpu import first_gpu
 from tests.conftest import REPOSITORY
+from tests.pipeline.stand_ins import CHECK, DEMP, DENSE, ENGINE, LINE, ONNX, PRECISION, SIMPLIFY, SURGERY, Small, Stage
 
 Line = Callable[..., Outcome]
-LINE = STAGES[:-1]
-DENSE, DEMP, SURGERY, ONNX, SIMPLIFY, PRECISION, ENGINE, CHECK = LINE
-
-
-@dataclass(frozen=True)
-class Small:
-    path: Path
-
-
-class Stage:
-    """Stands for a stage's function: counts its calls and writes a file that differs from call to call."""
-
-    def __init__(self, name: str, status: str = "pass") -> None:
-        self.name, self.calls, self.status = name, 0, status
-
-    def __call__(self, *arguments: Any) -> Small:
-        out: Path = next(a for a in arguments if isinstance(a, Path))  # a training gets a second one, for checkpoints
-        self.calls += 1
-        (out / "file").write_text(f"{self.name} {self.calls} {os.urandom(8).hex()}")
-        if self.name == CHECK:
-            verdict = {"status": self.status, "gates": []}
-            (out / "check.json").write_text(json.dumps({"verdict": verdict}))
-        return Small(out / "file")
 
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
-    """The stand-ins, in the places of `steps`; the report is a stand-in too."""
+    """The stand-ins, in the records of the line; the report is a stand-in too."""
     made = {}
     for name in LINE:
         made[name] = Stage(name)
-        monkeypatch.setattr(steps, name.partition("-")[2], made[name])
-    monkeypatch.setattr(steps, "training_bytes", lambda *_: 0)
+        record = name.partition("-")[2].upper()
+        small = dataclasses.replace(getattr(run, record), function=made[name], needs_bytes=None)
+        monkeypatch.setattr(run, record, small)
+    monkeypatch.setattr("pipeline.results.RESULTS", dict.fromkeys(LINE, Small))
     report = made["report"] = Stage("report")
 
     def render(folder: Path) -> None:
@@ -66,7 +45,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
         for name in ("report.json", "report.md", "report.html"):
             (folder / name).write_text("x")
 
-    monkeypatch.setattr("pipeline.report.render.render", render)
+    monkeypatch.setattr("pipeline.report.render.write", render)
     return made
 
 
@@ -103,9 +82,9 @@ CHANGES: dict[str, set[str]] = {
     "data.root=elsewhere": set(LINE),
     "dense.lr=0.2": AFTER_DENSE,
     "dense.checkpoint_s=5.0": set(),  # what a training leaves does not depend on it
-    "demp.checkpoint_s=5.0": set(),
+    "sparse.checkpoint_s=5.0": set(),
     "data.workers=1": set(),
-    "demp.lambda_peak=0.04": AFTER_DEMP,
+    "sparse.lambda_peak=0.04": AFTER_DEMP,
     "surgery.align=8": AFTER_DEMP,  # removals on the way mind the alignment
     "surgery.law_tolerance=1e-8": AFTER_DEMP - {DEMP},
     "onnx.opset=19": {ONNX, SIMPLIFY, PRECISION, ENGINE, CHECK},
@@ -149,7 +128,7 @@ def test_a_cut_chosen_by_timing_depends_on_how_and_where_it_was_timed(
     [
         (("pipeline.data.fingerprint", lambda section: "other"), set(LINE)),
         (("runtime.device.fingerprint", lambda: "other"), {CHECK}),
-        (("pipeline.run.first_gpu", lambda: None), set()),
+        (("pipeline.stages.engine.first_gpu", lambda: None), set()),
     ],
 )
 def test_what_is_not_in_the_config_counts_too(
@@ -166,7 +145,7 @@ LIBRARIES: dict[str, set[str]] = {
     "onnxscript": {ONNX, SIMPLIFY, PRECISION, ENGINE, CHECK},
     "onnxsim": {SIMPLIFY, PRECISION, ENGINE, CHECK},
     "tensorrt-rtx-cu13": {ENGINE, CHECK},
-    "onnxruntime": {PRECISION, ENGINE, CHECK},
+    "onnxruntime": {SIMPLIFY, PRECISION, ENGINE, CHECK},
     "timm": set(),
 }
 
@@ -248,7 +227,9 @@ def test_stage_json_names_the_command_that_repeats_the_stage_alone(line: Line, t
 
 def test_stage_names_have_a_short_form() -> None:
     assert [stage_named(name, "--until") for name in ("10-dense", "dense", "check")] == [DENSE, DENSE, CHECK]
-    with pytest.raises(UserError, match=r"--redo publish; one of 10-dense, .* 70-check; name a stage of the line"):
+    with pytest.raises(
+        UserError, match=r"--redo publish; one of 05-pair, 10-dense, .* 70-check; name a stage of the line"
+    ):
         stage_named("publish", "--redo")
 
 

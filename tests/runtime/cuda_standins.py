@@ -128,7 +128,7 @@ DRIVER = SimpleNamespace(
 
 
 class CapturedGraph:
-    """runtime.cuda_graph.CapturedGraph: what is queued while it is made is not run, but by each launch."""
+    """runtime.backends.cuda_graph.CapturedGraph: what is queued while it is made is not run, but by each launch."""
 
     live = 0
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from runtime import cuda, trt_backend
+from runtime.backends import cuda
+from runtime.backends import tensorrt as trt_backend
 from tests.runtime.cuda_standins import DRIVER, STREAMS, Allocation, CapturedGraph, Context
 from tests.runtime.nets import CLASSES, SHAPE, expected
 
@@ -31,7 +32,7 @@ class TensorIOMode(Enum):
 class ILogger:
     """trt.ILogger."""
 
-    INTERNAL_ERROR, ERROR, WARNING = range(3)
+    Severity = IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
 
 
 class IProfiler:
@@ -133,8 +134,8 @@ class Runtime:
             if plan == b"plans":
                 return self._engine("FLOAT", ((1, 1, 1), (3, 4, 8)))
             return self._engine(plan.decode().removeprefix("plan").strip() or "FLOAT", ((1, 4, 8),))
-        self._logger.log(ILogger.WARNING, "a warning before it")
-        self._logger.log(ILogger.ERROR, "The serialized engine is not compatible with this device.")
+        self._logger.log(ILogger.Severity.WARNING, "a warning before it")
+        self._logger.log(ILogger.Severity.ERROR, "The serialized engine is not compatible with this device.")
         return None
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.backend import Session, open_session
+from runtime.backends import Session, open_session
+from runtime.backends.torch import TorchSession, image_inputs
 from runtime.errors import UserError
-from runtime.torch_backend import TorchSession, image_inputs
 from tests.runtime import standins
 from tests.runtime.nets import SHAPE, Net, expected, images, write_onnx
 
@@ -38,7 +38,7 @@ def _engine(folder: Path, flavour: str) -> Path:
 
 
 def tensorrt_session(folder: Path, flavour: str, **options: Any) -> Session:
-    from runtime.cuda import cuda_device
+    from runtime.backends.cuda import cuda_device
 
     cuda_device()
     return open_session(_engine(folder, flavour), flavour, **options)
@@ -50,12 +50,18 @@ def stand_in_session(folder: Path, flavour: str, **options: Any) -> Session:
     return open_session(folder / "net.engine", flavour, **options)
 
 
+def openvino_session(path: Path) -> Session:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    return open_session(path, "openvino", device="cpu", threads=1)
+
+
 def torch_session(**options: Any) -> Session:
     return TorchSession(Net(), image_inputs(SHAPE), threads=1, **options)
 
 
 OPENERS: dict[str, Callable[[Path], Session]] = {
     "onnxruntime-cpu": lambda folder: open_session(write_onnx(folder / "net.onnx"), device="cpu", threads=1),
+    "openvino-cpu": lambda folder: openvino_session(write_onnx(folder / "net.onnx")),
     "torch-cpu": lambda folder: torch_session(device="cpu"),
     "tensorrt-stand-in": lambda folder: stand_in_session(folder, "tensorrt"),
     "tensorrt-graph-stand-in": lambda folder: stand_in_session(folder, "tensorrt", cuda_graph=True),
@@ -74,7 +80,7 @@ OPENERS: dict[str, Callable[[Path], Session]] = {
 
 
 STOOD_IN_FOR = tuple(name for name in OPENERS if name.endswith("stand-in"))
-ON_CPU = ("onnxruntime-cpu", "torch-cpu", "torch-compiled-cpu", *STOOD_IN_FOR)
+ON_CPU = ("onnxruntime-cpu", "openvino-cpu", "torch-cpu", "torch-compiled-cpu", *STOOD_IN_FOR)
 MARKS = {name: pytest.mark.gpu for name in OPENERS if name not in ON_CPU} | {"torch-compiled-cpu": pytest.mark.slow}
 EVERY = [pytest.param(name, marks=MARKS.get(name, ())) for name in OPENERS]
 

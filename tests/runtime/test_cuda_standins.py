@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runtime import cuda, trt_backend
+from runtime.backends import cuda
+from runtime.backends import tensorrt as trt_backend
 from tests.runtime import cuda_standins as standins
 from tests.runtime.standins import all_given_back, stand_in
 

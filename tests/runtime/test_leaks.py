@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from runtime.backend import Session
+from runtime.backends import Session
 from runtime.errors import UserError
 from tests.runtime import cuda_standins, standins
 from tests.runtime.nets import expected, images

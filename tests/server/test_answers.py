@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from export.release_index import read_index, write_index
+from export.serving.release_index import read_index, write_index
 from pipeline import cli
 from tests.server.clients import Load, Question, grpc_infer, http_infer
 from tests.server.tritonserver import Running, tritonserver

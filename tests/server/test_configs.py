@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from export.served import Model, Sources
-from export.triton import Content, publish
-from export.triton_config import Serving
-from tests.export.engines import stand_in
+from export.serving.files import Model, Sources
+from export.serving.pbtxt import Serving
+from export.serving.triton import Content, publish
 from tests.export.graphs import conv_net, images
+from tests.export.small_engines import stand_in
 from tests.server.tritonserver import Running, tritonserver
 
 pytestmark = pytest.mark.server

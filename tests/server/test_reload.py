@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,9 @@ import onnxruntime
 import pytest
 from sklearn.datasets import load_digits
 
-from export.releases import rollback
-from export.served import Model, Sources
-from export.triton import Content, publish
+from export.serving.files import Model, Sources
+from export.serving.releases import rollback
+from export.serving.triton import Content, publish
 from pipeline import cli
 from tests.export.graphs import conv_net, images
 from tests.server.clients import Load, Question
@@ -160,3 +162,36 @@ def test_the_commands_under_load(run: Path, tmp_path: Path, mode: str) -> None:
         assert (told.errors, told.wrong) == ([], 0)
         assert min(told.by_release[0], told.by_release[1]) > 20
         assert {state for state, _ in server.states().values()} == {"READY"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ask_tells_how_a_users_server_took_a_release(
+    run: Path, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`demport ask --during-publish` while compact takes dense's place: nothing lost, nothing wrong, and the p99."""
+    here = tmp_path / "models"
+    compact = ["publish", str(run), str(here)]
+    assert cli.command_line([*compact, "--set", "publish.serve=dense"]) == 0
+    with tritonserver(here, *MODES[mode][0]) as server:
+
+        def publish_now() -> None:
+            time.sleep(6)
+            assert cli.command_line([*compact, "--replace"]) == 0
+            if mode == "explicit":
+                for name in ("tiny", "tiny_fp16", "tiny_pixels", "tiny_names", "tiny_classify", "tiny_fp16_classify"):
+                    reload(server, name)
+
+        publisher = threading.Thread(target=publish_now)
+        publisher.start()
+        try:
+            code = cli.command_line(
+                ["ask", server.url, str(here), "--model", "tiny", "--during-publish", "--seconds", "3", "--wait", "60"]
+            )
+        finally:
+            publisher.join()
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    (seen,) = (json.loads(line) for line in output.out.splitlines() if '"renewed"' in line)  # publish prints one too
+    print(seen)
+    assert (code, seen["status"], seen["renewed"], seen["lost"], seen["wrong"]) == (0, "pass", True, 0, 0)
+    assert all(seen[phase]["answers"] > 20 and seen[phase]["p99_ms"] > 0 for phase in ("before", "during", "after"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from pipeline.surgery.analysis import Analysis, Result, describe, opaque
+from pipeline.surgery.channels.analysis import Analysis, Result, describe, opaque
 from pipeline.surgery.trace import in_place
-from pipeline.surgery.tracer import PATH_DROPS
+from pipeline.surgery.trace.tracer import PATH_DROPS
 
 VIEWS = frozenset(
     (
@@ -22,24 +22,24 @@ def overwritten(a: Analysis, node: fx.Node) -> bool:
     """Whether the memory of `node` is overwritten through a view, and one of its views is read after that."""
     graph = node.graph
     if not hasattr(graph, SEEN):
-        setattr(graph, SEEN, _found(a, graph))
-    found: set[fx.Node] = getattr(graph, SEEN)
-    return node in found
+        setattr(graph, SEEN, _overwritten(a, graph))
+    nodes: set[fx.Node] = getattr(graph, SEEN)
+    return node in nodes
 
 
 def frozen(a: Analysis, node: fx.Node) -> Result:
     return opaque(a, node, "overwritten through a view")
 
 
-def _found(a: Analysis, graph: fx.Graph) -> set[fx.Node]:
+def _overwritten(a: Analysis, graph: fx.Graph) -> set[fx.Node]:
     order = {n: i for i, n in enumerate(graph.nodes)}
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
     for node in graph.nodes:
         if in_place(node, a.modules) and node.args and isinstance(node.args[0], fx.Node):
             family = _family(a, node.args[0], node)
             if any(order[u] > order[node] for n in family for u in n.users):
-                found |= family
-    return found
+                nodes |= family
+    return nodes
 
 
 def _family(a: Analysis, start: fx.Node, result: fx.Node) -> set[fx.Node]:

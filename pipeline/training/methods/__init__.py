@@ -1,48 +1,49 @@
-"""What a training method adds to the loop: one file each, behind `Method`."""
+"""Training methods, one file each: `Options` and `NAME(options, training) -> Hooks`; a new one is a row here."""
 
-from __future__ import annotations
+CHANNELS = "pipeline.training.methods.channels"
+WEIGHTS = "pipeline.training.methods.weights"
+GATED = "pipeline.training.methods.gated"
+STARTS = "pipeline.training.methods.starts"
+ROUNDS = "pipeline.training.methods.rounds"
+STRAIGHT_THROUGH = "pipeline.training.methods.straight_through"
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
-from torch import Tensor
-
-from pipeline.training.state import TrainState
-
-
-class Method(Protocol):
-    """Hooks of one training; `step` counts from 0 over the whole training, `epoch` from 0."""
-
-    def bind(self, state: TrainState) -> None:
-        """Work on this network from now on: at the start, after a removal, after a restart."""
-
-    def loss_term(self, step: int) -> Tensor | None:
-        """A scalar to add to the cross entropy, with gradient."""
-
-    def after_step(self, step: int, stepped: bool = True) -> None:
-        """After the optimizer's step, gradients still there; may change parameters in place. With `stepped` False the
-        optimizer made no step: gradients overflowed and are not to be used."""
-
-    def due(self, step: int) -> bool:
-        """Whether `removal` looks for dead channels after this step, which takes its time."""
-
-    def removal(self, step: int) -> Mapping[str, Tensor] | None:
-        """Where channels are to be removed after this step: watched output -> bool (channels,), True = dead; None
-        where it is not `due`."""
-
-    def pinned(self) -> Mapping[str, Tensor]:
-        """Parameter name -> bool mask of its shape: entries that `after_step` holds at what they are, so that channels
-        which a gradient reaches there can be removed nevertheless."""
-
-    def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
-        """Figures for the history, JSON values; `step` is the epoch's last. The model is in training mode, and must be
-        so afterwards."""
-
-    def end(self) -> dict[str, Tensor]:
-        """The final census: watched output -> bool (channels,), True = dead."""
-
-    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint keeps of the method, beside what lies in the optimizer's state: tensors and plain JSON."""
-
-    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave; comes after `bind`."""
+METHODS = {
+    "demp": "pipeline.training.methods.demp:demp",
+    # channels that go by rank until a target is met
+    "slimming": f"{CHANNELS}.slimming:slimming",
+    "group_norm": f"{CHANNELS}.group_norm:group_norm",
+    "hesso": f"{CHANNELS}.hesso:hesso",
+    "taylor": f"{CHANNELS}.taylor:taylor",
+    "magnitude": f"{CHANNELS}.magnitude:magnitude",
+    "random": f"{CHANNELS}.random:random",
+    "ispasp": f"{CHANNELS}.ispasp:ispasp",
+    "targeted_dropout": f"{GATED}.targeted_dropout:targeted_dropout",
+    "snap": f"{GATED}.crop:snap",
+    "crop": f"{GATED}.crop:crop",
+    "earlycrop": f"{GATED}.crop:earlycrop",
+    # channels whose gates close while the network trains
+    "variational": f"{GATED}.variational:variational",
+    # masks on weights that move while the network trains
+    "rigl": f"{WEIGHTS}.rigl:rigl",
+    "set": f"{WEIGHTS}.set:set_",
+    "srigl": f"{WEIGHTS}.srigl:srigl",
+    "chase": f"{WEIGHTS}.chase:chase",
+    "ctre": f"{WEIGHTS}.ctre:ctre",
+    "east": "pipeline.training.methods.east.east:east",
+    "truly_sparse": "pipeline.training.methods.truly_sparse.truly_sparse:truly_sparse",
+    "scl": f"{STRAIGHT_THROUGH}.scl:scl",
+    "sr_ste": f"{STRAIGHT_THROUGH}.sr_ste:sr_ste",
+    # masks chosen at the start
+    "static_erk": f"{STARTS}.static:static_erk",
+    "static_uniform": f"{STARTS}.static:static_uniform",
+    "snip": f"{STARTS}.snip:snip",
+    "kstarts": f"{STARTS}.kstarts:kstarts",
+    "dissipating": f"{STARTS}.dissipating:dissipating",
+    "kstarts_dissipating": f"{STARTS}.kstarts_dissipating:kstarts_dissipating",
+    # train, prune, train again
+    "han": f"{ROUNDS}.han:han",
+    "lottery_ticket": f"{ROUNDS}.lottery_ticket:lottery_ticket",
+    "imp": f"{ROUNDS}.imp:imp",
+    "bimp": f"{ROUNDS}.bimp:bimp",
+    "nnrelief": f"{ROUNDS}.nnrelief:nnrelief",
+}

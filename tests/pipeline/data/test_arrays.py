@@ -85,7 +85,7 @@ FAULTS: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "integers of another type": (replaced(x_train=np.zeros((8, 6, 5, 3), np.int64)), "x_train has type int64"),
     "five axes": (replaced(x_test=np.zeros((4, 6, 5, 3, 1), np.uint8)), r"x_test has shape \(4, 6, 5, 3, 1\)"),
     "no image": (replaced(x_test=np.zeros((0, 6, 5, 3), np.uint8)), r"x_test has shape \(0, 6, 5, 3\)"),
-    "channels first": (replaced(x_train=np.zeros((8, 3, 6, 5), np.uint8)), r"looks like \(N, C, H, W\)"),
+    "channels first": (replaced(x_train=np.zeros((8, 3, 6, 5), np.uint8)), r"may be \(N, C, H, W\) or \(N, H, W, C\)"),
     "other size in test": (replaced(x_test=np.zeros((4, 6, 6, 3), np.uint8)), r"x_test uint8 \(4, 3, 6, 6\)"),
     "other type in test": (replaced(x_test=np.zeros((4, 6, 5, 3), np.float32)), "x_test float32"),
     "nan": (then(as_float, set_at("x_train", (5, 1, 1, 0), np.nan)), "image 5 of .*x_train holds NaN"),
@@ -160,3 +160,10 @@ def test_real_fashion_mnist_as_npz(tmp_path: Path, real_data: Path) -> None:
     data = load(saved(tmp_path, content))
     assert (len(data.train), len(data.test), len(data.names)) == (60_000, 10_000, 10)
     assert [round(data.mean[0], 4), round(data.std[0], 4)] == [0.286, 0.353]
+
+
+def test_square_patches_of_many_bands_are_read_and_a_layout_can_be_settled(tmp_path: Path) -> None:
+    content = arrays() | {"x_train": np.random.RandomState(0).rand(8, 3, 3, 12), "x_test": np.ones((4, 3, 3, 12))}
+    assert load(saved(tmp_path, content)).input_shape == (12, 3, 3)
+    first = saved(tmp_path, content).model_copy(update={"channels_first": True})
+    assert load(first).input_shape == (3, 3, 12)

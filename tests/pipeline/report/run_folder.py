@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.workspace.folder import STAGES as STAGES
 from tests.pipeline.report.check_document import ENVIRONMENT, check
 
-STAGES = (
-    "10-dense",
-    "20-demp",
-    "30-surgery",
-    "40-onnx",
-    "50-simplify",
-    "55-precision",
-    "60-engine",
-    "70-check",
-    "80-publish",
-)
 LAYERS = (
     {"layer": "stem.conv", "before": 32, "dead": 3, "after": 32},
     {"layer": "layer1.0.conv1", "before": 32, "dead": 20, "after": 16},
@@ -37,26 +28,42 @@ PNG = base64.b64decode(
 
 def write_run(run: Path, stages: tuple[str, ...] = STAGES, **changes: Any) -> Path:
     """Write `stages` of a run into `run`; `changes` replace keys at the top of check.json."""
-    for index, name in enumerate(stages):
+    for index, name in enumerate(STAGES):
+        if name not in stages:
+            continue
         folder = run / name
         folder.mkdir(parents=True)
+        if index < 2:
+            write_history(folder / "history.jsonl", deaths=index == 1)
+        if name == "30-surgery":
+            (folder / "certificate.json").write_text(json.dumps(certificate()), encoding="utf-8")
+        if name == "70-check":
+            (folder / "check.json").write_text(json.dumps({**check(), **changes}), encoding="utf-8")
+            (folder / "worst").mkdir()
+            (folder / "worst" / "17.png").write_bytes(PNG)
         write_json(folder / "stage.json", stage(name, index))
-    if "10-dense" in stages:
-        write_history(run / "10-dense" / "history.jsonl", deaths=False)
-    if "20-demp" in stages:
-        write_history(run / "20-demp" / "history.jsonl", deaths=True)
-    if "30-surgery" in stages:
-        write_json(run / "30-surgery" / "certificate.json", certificate())
-    if "70-check" in stages:
-        write_json(run / "70-check" / "check.json", {**check(), **changes})
-        (run / "70-check" / "worst").mkdir()
-        (run / "70-check" / "worst" / "17.png").write_bytes(PNG)
     (run / "config.yaml").write_text("name: digits, a small residual network\n", encoding="utf-8")
     return run
 
 
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of a stage as the stage would have: its stage.json has the hash of each file, and a seal."""
+    record = value
+    if path.name != "stage.json":
+        path.write_text(json.dumps(value), encoding="utf-8")
+        record = json.loads((path.parent / "stage.json").read_text("utf-8"))
+    files = [one for one in path.parent.rglob("*") if one.is_file() and one.name != "stage.json"]
+    record["files"] = {
+        one.relative_to(path.parent).as_posix(): {"sha256": sha256(one.read_bytes()), "bytes": one.stat().st_size}
+        for one in files
+    }
+    content = {key: inner for key, inner in record.items() if key != "seal"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    (path.parent / "stage.json").write_text(json.dumps({**content, "seal": sha256(text.encode())}), encoding="utf-8")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_history(path: Path, *, deaths: bool, epochs: int = 40) -> None:
@@ -91,9 +98,24 @@ def write_history(path: Path, *, deaths: bool, epochs: int = 40) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+EXPORTED = {"opset": 20, "refused": {"18": "no Gelu"}}
+SIMPLIFIED = {
+    "used": "onnxslim", "nodes_before": 30, "nodes_after": 21,
+    "refused": {"onnxsim": "its outputs differ by 1 at batch 1, over 1e-05"},
+}  # fmt: skip
+FP16 = {
+    "opset": 20, "drop_pp": 0.5, "images": 400, "holds": True, "measured_by": "ONNX Runtime", "nodes_low": 12,
+    "nodes_fp32": 9,
+    "kept": [{"layer": "node_conv_3", "weight": "layer1.0.conv1", "reason": "sensitive", "error": 0.25}],
+}  # fmt: skip
+
+
 def stage(name: str, index: int) -> dict[str, Any]:
     results: dict[str, Any] = {
         "30-surgery": {"max_abs_diff": 3.8e-6},
+        "40-onnx": {"dense": EXPORTED, "compact": EXPORTED},
+        "50-simplify": {"dense": SIMPLIFIED, "compact": SIMPLIFIED},
+        "55-precision": {"dense": {}, "compact": {"fp16": FP16}, "best": None},
         "60-engine": {"engines": []},
         "80-publish": {
             "directory": "/srv/models", "format": "triton", "serial": 3,

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.compare import compare
 from pipeline.report.render import render
+from pipeline.report.several.compare import compare
 from tests.pipeline.report.check_document import check, gate, latency
 from tests.pipeline.report.run_folder import STAGES, write_run
 
@@ -37,7 +37,7 @@ FLAGS = [
 PAPER = 673  # CSS pixels between the margins of 16 mm on A4
 DARK, LIGHT = 0, 1  # Chromium's mojom::PreferredColorScheme
 PROBE = """<!doctype html><body><script>
-const views = %s, found = [];
+const views = %s, seen = [];
 function onPaper(rules) {
   for (const rule of rules) {
     if (!rule.media) continue;
@@ -50,23 +50,26 @@ for (const {width, paper} of views) {
   frame.style = `width:${width}px;height:900px;border:0`;
   frame.src = "%s";
   frame.onload = () => {
-    const page = frame.contentDocument, top = page.querySelector("header").getBoundingClientRect();
+    const page = frame.contentDocument, top = page.querySelector(".conclusion") || page.querySelector("header");
     if (paper) for (const sheet of page.styleSheets) onPaper([...sheet.cssRules]);
     page.querySelectorAll("details").forEach(one => { one.open = true; });
     const fetched = frame.contentWindow.performance.getEntriesByType("resource");
-    const images = [...page.images].filter(one => one.offsetParent && !one.classList.contains("sample"));
-    const ends = [...page.querySelectorAll("section *, header *")].map(one => one.getBoundingClientRect().right);
-    const colour = name => frame.contentWindow.getComputedStyle(page.querySelector(name) || page.body).color;
-    found.push({
-      width, paper, scroll: page.documentElement.scrollWidth, first: Math.round(top.bottom),
+    const plots = [...page.querySelectorAll("svg.plot")].map(one => one.getBoundingClientRect().width);
+    const boxes = [...page.querySelectorAll("section *, header *")].filter(one => !one.closest("svg *"));
+    const ends = boxes.map(one => one.getBoundingClientRect().right);
+    const style = (name, of) => frame.contentWindow.getComputedStyle(page.querySelector(name) || page.body)[of];
+    seen.push({
+      width, paper, scroll: page.documentElement.scrollWidth, first: Math.round(top.getBoundingClientRect().bottom),
       spill: Math.round(Math.max(...ends) - page.querySelector("header").getBoundingClientRect().right),
       requests: fetched.filter(one => !one.name.startsWith("data:")).length,
-      images: images.map(one => one.className),
+      plots, narrowest: Math.min(...plots),
       broken: [...page.images].filter(one => !one.complete || one.naturalWidth === 0).length,
       ground: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
-      text: ["body", ".muted", ".status", ".source"].map(colour),
+      text: ["body", ".more", ".source", "a", ".number"].map(name => style(name, "color")),
+      letters: style("svg.plot text", "fill"),
+      status: [style(".status b", "color"), style(".status b", "backgroundColor")],
     });
-    if (found.length === views.length) document.title = JSON.stringify(found);
+    if (seen.length === views.length) document.title = JSON.stringify(seen);
   };
   document.body.append(frame);
 }
@@ -95,17 +98,17 @@ def look(
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title, done.stderr
     assert "CONSOLE" not in done.stderr, done.stderr
-    found: list[dict[str, Any]] = json.loads(title[1].replace("&quot;", '"'))
-    assert len(found) == len(views)
+    seen: list[dict[str, Any]] = json.loads(title[1].replace("&quot;", '"'))
+    assert len(seen) == len(views)
     order = [view["width"] for view in views]  # frames load in any order
-    return sorted(found, key=lambda one: order.index(one["width"]))
+    return sorted(seen, key=lambda one: order.index(one["width"]))
 
 
-def fits(found: list[dict[str, Any]], images: int) -> None:
+def fits(seen: list[dict[str, Any]], plots: int) -> None:
     """Every view holds its page, its plots and no request."""
-    for one in found:
+    for one in seen:
         assert one["scroll"] == one["width"] and one["spill"] <= 0, one
-        assert len(one["images"]) == images and one["broken"] == one["requests"] == 0, one
+        assert len(one["plots"]) == plots and one["narrowest"] >= 300 and one["broken"] == one["requests"] == 0, one
 
 
 def contrast(one: str, other: str) -> float:
@@ -129,32 +132,32 @@ def test_full_report_fits_every_width_and_paper(tmp_path: Path) -> None:
         tmp_path / "run", verdict=verdict, latency=slow, environment={"cpu": "x" * 300, **check()["environment"]}
     )
     render(run)
-    found = look(run, tmp_path / "profile")
-    fits(found, images=8)
-    for one in found:
-        assert set(one["images"]) == {"light narrow" if one["width"] == 390 else "light wide"}
+    seen = look(run, tmp_path / "profile")
+    fits(seen, plots=7)
+    wide = {one["width"]: max(one["plots"]) for one in seen}
+    assert wide[390] <= 390 - 2 * 14 and wide[1920] > 600  # a wide screen is used
 
 
 @pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
 def test_it_is_legible_in_light_in_dark_and_on_paper(tmp_path: Path, scheme: int) -> None:
     run = write_run(tmp_path / "run")
     render(run)
-    found = look(run, tmp_path / "profile", scheme=scheme)
-    fits(found, images=9)
-    for one in found:
+    seen = look(run, tmp_path / "profile", scheme=scheme)
+    fits(seen, plots=8)
+    for one in seen:
         dark = scheme == DARK and not one["paper"]
-        assert all(name.startswith("dark" if dark else "light") for name in one["images"]), one
+        assert contrast(one["ground"], one["letters"]) >= 4.5 and contrast(*one["status"]) >= 4.5, one
         assert (contrast(one["ground"], "rgb(0, 0, 0)") < 2) == dark
         assert min(contrast(one["ground"], colour) for colour in one["text"]) >= 4.5, one
-    first = {one["width"]: one["first"] for one in found}
-    assert first[390] <= 844 and first[1280] <= 800  # the first rows are on the first screen
+    first = {one["width"]: one["first"] for one in seen}
+    assert first[390] <= 844 and first[1280] <= 800  # the conclusion is on the first screen
 
 
 def test_a_report_that_demport_run_left(whole_run: Path, tmp_path: Path) -> None:
     shutil.copy(whole_run / "report.html", tmp_path)
-    found = look(tmp_path, tmp_path / "profile", scheme=DARK)
-    fits(found, images=8)  # one batch size: no sweep
-    assert found[0]["first"] <= 844 and found[0]["images"][0] == "dark narrow"
+    seen = look(tmp_path, tmp_path / "profile", scheme=DARK)
+    fits(seen, plots=7)  # one batch size: no sweep
+    assert seen[0]["first"] <= 844 and contrast(seen[0]["ground"], "rgb(0, 0, 0)") < 2
 
 
 def test_contrast_of_black_on_white() -> None:
@@ -165,14 +168,14 @@ def test_contrast_of_black_on_white() -> None:
 def test_report_of_an_unfinished_run_fits_too(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", STAGES[:2])
     render(run)
-    found = look(run, tmp_path / "profile")
-    fits(found, images=3)
-    assert [one["width"] for one in found] == [390, 768, 1280, 1920, PAPER]
+    seen = look(run, tmp_path / "profile")
+    fits(seen, plots=3)
+    assert [one["width"] for one in seen] == [390, 768, 1280, 1920, PAPER]
 
 
 def test_runs_beside_each_other_fit_every_width(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name) for name in ("a_run_with_a_name_longer_than_a_phone_is_wide" * 2, "two")]
     compare(runs, tmp_path / "compare.html")
-    found = look(tmp_path, tmp_path / "profile", "compare.html")
-    fits(found, images=1)
-    assert found[0]["images"] == ["light narrow"]
+    seen = look(tmp_path, tmp_path / "profile", "compare.html")
+    fits(seen, plots=1)
+    assert seen[0]["plots"][0] < 390

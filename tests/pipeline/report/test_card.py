@@ -34,7 +34,8 @@ def test_the_card_names_what_a_reader_needs(tmp_path: Path) -> None:
     assert (run / "README.md").is_file() and text.startswith("---\npipeline_tag: image-classification\n")
     assert "Classes: cat, dog, cow, &lt;b&gt;." in text
     assert "each pixel divided by 2, less the mean [1.0, 0.0]" in text
-    assert "| Accuracy, torch | 99.50 % (98.2 to 99.9) | 98.99 % (97.4 to 99.6) | -0.50 pp |" in text
+    assert "| Accuracy, 397 images | 99.50 % | 98.99 % | -0.50 pp (-1.81 to +0.66) |" in text
+    assert "**inconclusive**. Do not deploy compact in fp32" in text
     assert "- Not measured on a GPU." in text and "- Gate engines: inconclusive" in text
     assert "eight (100.00 % to 95.00 % of 40)" in text
     assert re.search(r"\| `50-simplify/compact\.onnx` \| .* \| `[0-9a-f]{64}` \|", text)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.report.document import read
 from pipeline.report.render import render
 from runtime.errors import UserError
-from runtime.files import MAX_JSON_BYTES
 from tests.pipeline.report.check_document import CONDITIONS, check, why
-from tests.pipeline.report.page import document, page, section
-from tests.pipeline.report.run_folder import AFTER, BEFORE, DEAD, PNG, STAGES, stage, write_json, write_run
+from tests.pipeline.report.reading import document, page, section
+from tests.pipeline.report.run_folder import AFTER, BEFORE, DEAD, PNG, STAGES, write_run
 
+KEYS = Path(__file__).parent / "report_keys.txt"
 NASTY = '<script>alert("x")</script>'
 
 
@@ -50,6 +51,33 @@ def test_json_keeps_the_contract(run: Path) -> None:
     assert "samples_ms" not in json.dumps(report)
 
 
+def keys(value: Any, path: str = "") -> set[str]:
+    """`models.dense.macs` of every key at every depth; entries of a list count as one."""
+    if isinstance(value, dict):
+        return {f"{path}{key}" for key in value}.union(*(keys(inner, f"{path}{key}.") for key, inner in value.items()))
+    return set().union(*(keys(inner, path) for inner in value)) if isinstance(value, list) else set()
+
+
+def test_json_has_the_keys_it_has_always_had(run: Path) -> None:
+    """KEYS were taken from the report of this folder before its parts were the results of the stages."""
+    assert keys(document(run)) == {*KEYS.read_text("utf-8").splitlines(), "seal"}
+    assert len(KEYS.read_text("utf-8").splitlines()) > 200
+
+
+def test_a_report_is_read_back_only_as_it_was_written(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    render(folder)
+    path = folder / "report.json"
+    assert read(path)["verdict"]["status"] == "inconclusive"
+    path.write_text(path.read_text("utf-8").replace('"status": "inconclusive"', '"status": "pass"'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"report\.json: it was changed after it was written"):
+        read(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="no plain file"):
+        read(path)
+
+
 def nulls(value: Any, path: str = "") -> list[str]:
     if isinstance(value, dict):
         return [found for key, inner in value.items() for found in nulls(inner, f"{path}.{key}")]
@@ -74,53 +102,59 @@ def test_html_is_one_file_without_scripts_and_requests(run: Path) -> None:
     found = page(run)
     assert found.scripts == 0
     assert found.open == []
-    assert found.addresses and all(address.startswith("data:") for address in found.addresses)
-    assert not re.search(r"@import|url\(|https?://", re.sub(r"data:[^\"]*", "", html))
-    assert len(html) < 1_250_000
+    assert found.addresses and all(address.startswith(("data:", "#")) for address in found.addresses)
+    assert not re.search(r"@import|url\((?!#)|https?://", re.sub(r"data:[^\"]*", "", html))
+    assert len(html) < 400_000
 
 
 def test_html_shows_the_figures_and_where_they_come_from(run: Path) -> None:
     text = page(run).text
     assert "Inconclusive" in text.split("Gates")[0]
-    assert "181 of 448 channels died (40 %)" in text
-    assert "MACs an image fell from 20.0 M to 5.00 M (4.00x)" in text
-    assert "1.60x (1.56 to 1.65)" in text
+    assert "181 of 448 died (40 %)" in text
+    assert "MACs an image20.0 M5.00 M4.00x" in text and text.count("4.00x") == 1  # each ratio is said once
+    assert "1.60x (1.56 to 1.65)" in text and text.count("1.60x") == 2  # on top, and in the table of all forms
     assert "99.50 % (98.2 to 99.9)" in text  # Wilson, 395 of 397
-    assert "-0.50 percentage points (95 % interval -1.81 to +0.66)" in text
-    assert "1 right only when compact, 3 only when dense, p = 0.62. P: exact McNemar test." in text
+    assert "-0.50 pp-1.81 to +0.66" in text
+    assert "1 images are right only in compact, 3 only in dense: p = 0.62. P: exact McNemar test." in text
     for file in (
         "70-check/check.json",
         "30-surgery/certificate.json",
-        "10-dense/history.jsonl",
-        "20-demp/history.jsonl",
+        f"{STAGES[0]}/history.jsonl",
+        f"{STAGES[1]}/history.jsonl",
     ):
         assert file in text
     assert "None was run here: no GPU on this machine." in section(text, "Engines")
     assert "Not measured: tensorrt_rtx.fp16.SM86: no GPU on this machine" in section(text, "Accuracy at every hop")
     assert "Not measured: tensorrt_rtx fp16; batch 32: no GPU on this machine" in section(text, "Latency")
-    assert "demport run configs/quickstart.yaml --out runs/quickstart --until demp --redo demp" in text
+    assert f"--out runs/quickstart --until {STAGES[1][3:]} --redo {STAGES[1][3:]}" in text
 
 
-def test_every_plot_has_its_data_in_a_table(run: Path) -> None:
+def test_every_plot_has_its_data_in_a_table_of_its_section(run: Path) -> None:
     html = (run / "report.html").read_text("utf-8")
-    sections = re.findall(r"<section>.*?</section>", html, re.DOTALL)
+    sections = re.findall(r"<section id=.*?</section>", html, re.DOTALL)
     with_plot = [part for part in sections if "<figure>" in part]
     assert [re.findall("<h2>(.*?)</h2>", part)[0] for part in with_plot] == [
-        "Dense beside compact", "Latency", "Where the time goes", "Accuracy at every hop", "Training",
+        "Latency", "Where the time goes", "Accuracy at every hop", "Training",
     ]  # fmt: skip
     for part in with_plot:
-        plots = part.split("<figure>")[1:]
-        assert all("<table" in plot and 'alt="' in plot for plot in plots), part  # a table of its own after each
-    assert html.count("<figure>") == 9 and "62.5\N{NO-BREAK SPACE}%" in with_plot[0]  # latency of compact, 1 / 1.6
-    assert len(re.findall(r"<tr>", section(html, "DemP, epoch by epoch").split("</details>")[0])) == 41
+        assert part.count("<table") >= part.count("<figure>") and 'role="img" aria-label="' in part
+    assert html.count("<figure>") == html.count('<svg class="plot"') == 8
+    assert len(re.findall(r"<tr>", section(html, "Sparse training, epoch by epoch").split("</details>")[0])) == 41
+
+
+def test_contents_lead_to_every_section(run: Path) -> None:
+    html = (run / "report.html").read_text("utf-8")
+    links = re.findall(r'<a href="#([^"]+)">', html)
+    assert links == re.findall(r'<section id="([^"]+)">', html) and len(links) == len(set(links)) >= 12
+    assert links[0] == "gates" and links[-1] == "words"
 
 
 def test_why_it_is_not_faster_is_said_with_the_layers(run: Path) -> None:
     text = page(run).text
-    why = section(text, "Why is it not faster?").split("Dense beside compact")[0]
-    assert "MACs fell 4.00x, the time 1.60x on ONNX Runtime fp32 on the CPU, batch 32, 2 threads: 40 % of that" in why
+    why = section(text, "Why is it not faster?").split("Timed in turn")[0]
+    assert "On ONNX Runtime fp32 on the CPU, batch 32, 2 threads, the time fell by 40 % of what the MACs fell by" in why
     assert "Most of compact's run is bound by memory (57 %)" in why
-    assert "57 % of a run is in 1 layers that lost no work (layer3)" in why and "demp.lambda_peak" in why
+    assert "57 % of a run is in 1 layers that lost no work (layer3)" in why and "sparse.lambda_peak" in why
     layers = section(text, "Layer by layer")
     assert "32 to 20 (runs as 24)" in layers and "300 to 200" in layers and "4.00 M to 1.00 M" in layers
     assert "100 GFLOP/s; memory 40 GB/s at 256 KiB, 20 GB/s at 128 MiB" in text
@@ -140,16 +174,16 @@ def test_speed_under_load_and_how_it_was_measured(run: Path) -> None:
     load = section(text, "Several sessions at once").split("Where the time goes")[0]
     table, folded = load.split("Throughput, and what a caller waits for")
     assert "Batch 32; each session in a thread of its own, computing with 1 thread on a processor." in table
-    assert "Backend1 session2 sessions" in table
+    assert "Form1 session2 sessions" in table
     assert "onnxruntime fp321.25x (1.21 to 1.30)1.50x (1.46 to 1.55)" in table
     assert "onnxruntime fp161.00x (0.96 to 1.05)" in table
     assert "Not measured: onnxruntime fp16; 2 at once: 5 rounds of 2 at once would take 61 s" in table
     assert "Not measured: tensorrt_rtx fp16; 1, 2 at once: no GPU on this machine" in table
     assert "onnxruntime fp32, 2 at once17,000 images/s" in folded and "25,500 images/s" in folded
-    assert "at once9,000 images/s" in folded and "not distinguishable" in folded
-    method = section(text, "how it was measured")
+    assert "at once9,000 images/s" in folded and "no difference found" in folded
+    method = section(text, "batch 32 was measured")
     assert "Smallest speedup it would have found1.06x" in method and "Cores taken by others3.1 %" in method
-    assert "1.60x (1.56 to 1.65)1.44x (1.40 to 1.49)end to end" in section(text, "Latency")  # 0.9 of 1.6
+    assert "1.60x (1.56 to 1.65)1.44x (1.40 to 1.49)faster" in section(text, "Latency")  # 0.9 of 1.6
 
 
 def test_a_broken_hop_a_busy_machine_and_a_reference_are_named_on_top(tmp_path: Path) -> None:
@@ -174,9 +208,6 @@ def test_the_images_it_got_wrong_are_in_the_page(tmp_path: Path) -> None:
     assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in html
     assert "eight taken for one91 % to 22 %; image 17" in page(folder).text
     assert "eight4,000" not in page(folder).text
-    (folder / "70-check" / "worst" / "17.png").unlink()
-    with pytest.raises(UserError, match=r"17\.png: No such file.*; run `demport check` again"):
-        render(folder)
 
 
 def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
@@ -188,7 +219,7 @@ def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
     rows = [line for line in latency.splitlines() if line.startswith("| onnxruntime")]
     assert len(rows) == 3 and all(line.count("|") == 7 for line in rows)
     assert loads.lstrip().startswith(
-        "Ratio of throughputs, 95 % interval, batch 32:\n\n| Backend | 1 session | 2 sessions |\n|---|--:|--:|\n"
+        "| Form | 1 session | 2 sessions |\n|---|--:|--:|\n"
         "| onnxruntime fp32 | 1.25x (1.21 to 1.30) | 1.50x (1.46 to 1.55) |\n"
         "| onnxruntime fp16 | 1.00x (0.96 to 1.05) |  |\n\nNot measured: onnxruntime fp16; 2 at once: 5 rounds"
     )
@@ -197,14 +228,14 @@ def test_markdown_holds_verdict_gates_and_figures(run: Path) -> None:
     assert "\n\n\n" not in text
 
 
-@pytest.mark.parametrize(("stages", "absent"), [(STAGES[:1], 7), (STAGES[:3], 4), (STAGES[:7], 3)])
+@pytest.mark.parametrize(("stages", "absent"), [(STAGES[:1], 6), (STAGES[:3], 4), (STAGES[:7], 3)])
 def test_stages_that_did_not_run_are_said_so(tmp_path: Path, stages: tuple[str, ...], absent: int) -> None:
     folder = write_run(tmp_path / "run", stages)
-    rendered = render(folder)
-    text = page(folder).text
+    render(folder)
+    text, report = page(folder).text, document(folder)
     assert text.count("Not run: ") == absent
     assert text.count("not run") == len(STAGES) - len(stages)
-    assert rendered.report.verdict.status == "inconclusive" and rendered.report.latency == {}
+    assert report["verdict"]["status"] == "inconclusive" and report["latency"] == {}
     assert "Not run: stage 70-check." in (folder / "report.md").read_text("utf-8")
 
 
@@ -224,48 +255,3 @@ def test_rendering_twice_gives_the_same_bytes(run: Path) -> None:
     render(run)
     assert {name: (run / name).read_bytes() for name in before} == before
     assert not list(run.glob("*.tmp")) and not list(run.glob(".report*"))
-
-
-def test_a_folder_without_stages_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished stage; expected a run folder; run `demport run` first"):
-        render(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("70-check/check.json", "{", "check.json: Expecting property name"),
-        ("70-check/stage.json", "[]", "stage.json: not an object"),
-        ("20-demp/history.jsonl", "1\n", "history.jsonl: "),
-        ("30-surgery/certificate.json", "{}", "certificate.json: lacks `law`"),
-    ],
-)
-def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path: Path, file: str, content: str, message: str) -> None:
-    folder = write_run(tmp_path / "run")
-    (folder / file).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError) as caught:
-        render(folder)
-    assert message in str(caught.value) and "--redo" in caught.value.remedy
-    assert not list(folder.glob("report.*"))
-
-
-@pytest.mark.parametrize("file", ["70-check/check.json", "70-check/stage.json", "30-surgery/certificate.json"])
-def test_a_file_too_long_or_too_deep_to_be_one_is_refused(tmp_path: Path, file: str) -> None:
-    path = write_run(tmp_path / "run") / file
-    whole = path.read_bytes()
-    for content, told in ((whole + b" " * MAX_JSON_BYTES, f"over {MAX_JSON_BYTES} bytes"), (b"[" * 200_000, "deep")):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=told) as caught:
-            render(tmp_path / "run")
-        assert caught.value.found.startswith(str(path))
-
-
-def test_a_figure_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    models = check()["models"]
-    models["dense"]["accuracy"]["torch"] = math.nan
-    folder = write_run(tmp_path / "run", models=models)
-    with pytest.raises(UserError, match=r"models\.dense\.accuracy\.torch: .*finite"):
-        render(folder)
-    write_json(folder / "70-check" / "stage.json", stage("70-check", 7))
-    assert not (folder / "report.json").exists()

@@ -228,15 +228,15 @@ def unknown_function() -> Oracle:
 
 
 def hooked() -> Oracle:
-    """A forward hook changes what a module does: its channels stay."""
+    """A forward hook adds 1: the dead 0 and 1 become constants, which the last layer's bias takes up."""
     model = net(
         lambda m, x: pooled(m.last(m.act(m.stem(x)))), stem=conv(3, 6, bias=True), act=nn.ReLU(), last=conv(6, 4, 1)
     )
     model.act.register_forward_hook(lambda module, args, out: out + 1)
     still(model.stem, (0, 1))
     return Oracle(
-        model, image(), {"stem.weight": (6, 3, 3, 3)}, 3 * 6 * 9 + 6 + 6 * 4, 64 * (3 * 6 * 9 + 6 * 4),
-        frozen=("no rule for ReLU",)
+        model, image(), {"stem.weight": (4, 3, 3, 3), "last.weight": (4, 4, 1, 1), "last.bias": (4,)},
+        3 * 4 * 9 + 4 + 4 * 4 + 4, 64 * (3 * 4 * 9 + 4 * 4), folded=("last",),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from export.onnx_from_torch import onnx_from_torch
+from export.onnx.from_torch import onnx_from_torch
 from pipeline.surgery import shrink
 from runtime.macs import macs
 from tests.pipeline.surgery import nets, nets_shapes, nets_tokens

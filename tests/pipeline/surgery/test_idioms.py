@@ -14,7 +14,8 @@ from einops.layers.torch import Rearrange
 from pytest import MonkeyPatch, mark, raises
 from torch import Tensor, fx, nn
 
-from pipeline.surgery import analysis, load_compact, save_compact, shrink
+from pipeline.surgery import load_compact, save_compact, shrink
+from pipeline.surgery.channels import analysis
 from pipeline.surgery.rules import FUNCTIONS, MODULES
 from tests.pipeline.surgery.laws import difference, reasons
 from tests.pipeline.surgery.nets_pair import WIDTH, DeadPair

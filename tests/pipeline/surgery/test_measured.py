@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.data import Split
-from pipeline.progress import Silent
-from pipeline.surgery import anatomy, shrink
-from pipeline.surgery.evidence import confirm
+from pipeline.surgery import shrink
+from pipeline.surgery.proof.evidence import confirm
+from pipeline.surgery.watch import anatomy
 from runtime.errors import UserError
 from tests.pipeline.surgery.laws import difference, untouched
 from tests.pipeline.surgery.nets import conv, image, net, pooled, still
@@ -108,25 +106,6 @@ def test_of_a_layer_without_a_live_channel_one_stays_aligned(align: int, left: i
     assert compact.certificate["channels"] == {"before": 14, "dead": 14, "after": 2 * left}  # conv2 makes constants
 
 
-class Pictures:
-    """A split of given images."""
-
-    name = "train"
-
-    def __init__(self, images: Tensor) -> None:
-        self.images, self.labels = images, torch.zeros(len(images), dtype=torch.int64)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, batch_size: int, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self), batch_size):
-            yield self.images[start : start + batch_size], self.labels[start : start + batch_size]
-
-    def to(self, device: torch.device) -> Split:
-        return self
-
-
 def one_by_one(activation: nn.Module) -> Any:
     """Channel c of a 1x1 convolution fires where the picture is above c - 1."""
     model = net(
@@ -142,7 +121,7 @@ def test_one_image_of_the_training_set_that_fires_revives_a_channel() -> None:
     model = one_by_one(nn.ReLU())
     pictures = torch.full((600, 1, 2, 2), -3.0)
     pictures[599, 0, 1, 1] = 0.25  # the last image lights channels 0 and 1
-    seen = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 0, 1, 2, 3)}, Pictures(pictures), Silent())
+    seen = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 0, 1, 2, 3)}, torch.split(pictures, 256))
     dead, record = seen.dead, seen.document()
     assert dead["act"].tolist() == [False, False, True, True]
     assert record == {"images": 600, "revived": 2, "largest_activation": {"act": 0.0}, "approximate": []}
@@ -151,7 +130,7 @@ def test_one_image_of_the_training_set_that_fires_revives_a_channel() -> None:
 
 def test_a_census_that_was_right_is_confirmed_as_it_is() -> None:
     model, pictures = one_by_one(nn.ReLU()), torch.full((300, 1, 2, 2), -0.5)
-    seen = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 1, 3)}, Pictures(pictures), Silent())
+    seen = confirm(anatomy(model, (pictures[:2],)), {"act": mask(4, 1, 3)}, torch.split(pictures, 256))
     dead, record = seen.dead, seen.document()
     assert torch.equal(dead["act"], mask(4, 1, 3))
     assert (record["images"], record["revived"]) == (300, 0)
@@ -161,7 +140,7 @@ def test_for_other_activations_death_is_an_approximation_and_bounded() -> None:
     """GELU at -2 and -3 is small, not zero: removing it changes the answers by at most its size times the weights."""
     model, pictures = one_by_one(nn.GELU()), torch.linspace(-1.2, -0.9, 512).reshape(128, 1, 2, 2)
     traced = anatomy(model, (pictures[:2],))
-    seen = confirm(traced, {"act": mask(4, 2, 3)}, Pictures(pictures), Silent())
+    seen = confirm(traced, {"act": mask(4, 2, 3)}, torch.split(pictures, 256))
     dead, record = seen.dead, seen.document()
     assert traced.exact == set()
     assert record["approximate"] == ["act"]

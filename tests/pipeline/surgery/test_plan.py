@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.models.demo import resnet
 from pipeline.surgery import Source, load_compact, save_compact, shrink
+from runtime.errors import UserError
 from tests.pipeline.surgery import nets, nets_shapes, nets_tokens
 from tests.pipeline.surgery.laws import difference, untouched
 from tests.pipeline.surgery.nets import Oracle, awaken, still
@@ -34,6 +36,22 @@ def test_every_oracle_comes_back_bit_for_bit_over_fresh_weights(make: Callable[[
     left, right = loaded.state_dict(), compact.model.state_dict()
     assert list(left) == list(right)
     assert all(torch.equal(left[k], right[k]) for k in right)
+
+
+def test_a_plan_that_names_a_module_as_it_was_once_called_is_read(tmp_path: Path) -> None:
+    network = resnet(num_classes=4, input_shape=(3, 8, 8), width=8).eval()
+    x = torch.randn(2, 3, 8, 8)
+    compact = shrink(network, (x,))
+    save_compact(compact, tmp_path)
+    plan = (tmp_path / "plan.json").read_text()
+    assert '"pipeline.models.demo.ResNet"' in plan
+    (tmp_path / "plan.json").write_text(plan.replace("pipeline.models.demo", "pipeline.networks.demo"))
+    assert torch.equal(load_compact(tmp_path, network)(x), compact.model(x))
+    (tmp_path / "plan.json").write_text(plan.replace("pipeline.models.demo", "pipeline.networks.others"))
+    with pytest.raises(
+        UserError, match=r"for a pipeline.networks.others.ResNet, the network is a pipeline.models.demo"
+    ):
+        load_compact(tmp_path, network)
 
 
 FRESH = """

@@ -70,7 +70,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown key": (lambda p: p.update(run="rm"), "run: Extra inputs are not permitted"),
     "missing key": (lambda p: p.pop("layers"), "layers: Field required"),
     "residual": (lambda p: p.update(residual="both"), "residual: Input should be 'tied' or 'untied'"),
-    "no shape": (lambda p: p["inputs"][0].update(shape=[]), "inputs.0.shape is no shape"),
+    "no shape": (lambda p: p["inputs"][0].update(shape=[]), "Net cannot be traced"),
     "huge shape": (lambda p: p["inputs"][0].update(shape=[2, 3, 1 << 20, 1 << 20]), "inputs.0.shape is no shape"),
     "endless shape": (lambda p: p["inputs"][0].update(shape=[1 << 19] * 80), "inputs.0.shape is no shape"),
     "empty shape": (lambda p: p["inputs"][0].update(shape=[2, 0, 8, 8]), "inputs.0.shape is no shape"),

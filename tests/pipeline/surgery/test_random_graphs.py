@@ -9,7 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.surgery import anatomy, shrink
+from pipeline.surgery import shrink
+from pipeline.surgery.watch import anatomy
 from tests.pipeline.surgery.graphs import grow
 from tests.pipeline.surgery.laws import difference, reasons, untouched
 

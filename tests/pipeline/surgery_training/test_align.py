@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,18 @@ from pipeline import cli
 from pipeline import config as tree
 from pipeline.data import load
 from pipeline.progress import Silent
-from pipeline.run import _timed_in_surgery
-from pipeline.steps import Task
+from pipeline.stages import Run
+from pipeline.stages.surgery import where_timed
 from pipeline.surgery import align
 from pipeline.surgery.align import DENSE, Candidate, Timing, align_by_timing, cut_aligned, distinct, timing_of, winner
-from pipeline.surgery.analysis import Analysis
+from pipeline.surgery.channels.analysis import Analysis
 from pipeline.surgery.shrink import cut_of, finish, shrink
 from pipeline.surgery.trace import trace
+from runtime.backends import TensorSpec, openvino
+from runtime.errors import UserError
+from runtime.measure.latency import Running
 from tests.pipeline.surgery_training.nets import kill
+from tests.runtime.measure.test_latency import Clock, Timed
 
 
 def plain() -> nn.Sequential:
@@ -94,16 +97,13 @@ def test_only_what_can_still_win_is_timed_again() -> None:
 
 
 class Rounds:
-    """Stands for sessions, a comparison of them, and the clock: a launch costs what `cost` says, a round `lasts`."""
+    """Sessions on a clock of their own: a launch costs what `cost` says in ms, and opening one takes `opening_s`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: dict[str, float], lasts: float = 0.0) -> None:
-        self.cost, self.lasts, self.now = cost, lasts, 100.0
-        self.orders: list[str] = []
-        self.limits: list[float] = []
-        self.closed: list[str] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: dict[str, float], opening_s: float = 0.0) -> None:
+        self.cost, self.opening_s, self.clock = cost, opening_s, Clock()
+        self.doors: list[str] = []
         monkeypatch.setattr(align, "_session", self._session)
-        monkeypatch.setattr(align, "compare", self._compare)
-        monkeypatch.setattr(align, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(align, "Running", partial(Running, clock=self.clock))
 
     def candidates(self) -> list[Candidate]:
         made = [candidate(i, i, []) for i in range(len(self.cost))]
@@ -112,58 +112,65 @@ class Rounds:
         return made
 
     def _session(self, path: Path, timing: Timing) -> Any:
-        close = partial(self.closed.append, path.name)
-        specs = (SimpleNamespace(name="input"),)
-        return SimpleNamespace(backend="pretend", device="cpu", inputs=specs, name=path.name, close=close)
+        self.doors.append(path.name)
+        self.clock.now += self.opening_s * 1e9
+        return Opened(path.name, self.clock, lambda _: self.cost[path.name] * 1e6, self.doors)
 
-    def _compare(self, sessions: Sequence[Any], feeds: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        assert all(set(feed) == {"input"} for feed in feeds) and options["min_blocks"] == 7
-        self.orders.append("".join(s.name for s in sessions))
-        self.limits.append(options["time_limit_s"])
-        self.now += self.lasts
-        return SimpleNamespace(
-            models=[SimpleNamespace(p50_ms=self.cost[s.name], best_ms=self.cost[s.name]) for s in sessions]
-        )
+
+class Opened(Timed):
+    def __init__(self, name: str, clock: Clock, duration: Any, doors: list[str]) -> None:
+        super().__init__(name, clock, duration, inputs=(TensorSpec("input", (None,), "float32"),))
+        self.doors = doors
+
+    def bind(self, feeds: Mapping[str, Any]) -> None:
+        assert set(feeds) == {"input"}
+
+    def close(self) -> None:
+        self.doors.append(f"-{self.name}")
 
 
 def test_rounds_turn_the_order_and_leave_the_hopeless_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Rounds(monkeypatch, {"a": 1.0, "b": 1.05, "c": 4.0, "d": 1.02})
-    made, told = seen.candidates(), list[str]()
-    timing = Timing(rounds=3, min_blocks=7, time_limit_s=6.0)
-    assert align.time_in_turn(made, np.zeros(3, np.float32), timing, told.append) == ("pretend", "cpu")
-    assert seen.orders == ["abcd", "bda", "dab"] and seen.limits == [2.0, 2.0, 2.0]
-    assert [len(c.rounds) for c in made] == [3, 3, 1, 3] and sorted(seen.closed) == sorted("".join(seen.orders))
-    assert told[0] == "align: timing 4 candidates, round 1 of 3" and len(told) == 3
+    made, said = seen.candidates(), list[str]()
+    timing = Timing(rounds=3, min_blocks=7, time_limit_s=600.0)
+    assert align.time_in_turn(made, np.zeros(3, np.float32), timing, said.append) == ("fake", "cpu")
+    opened = "".join(door for door in seen.doors if not door.startswith("-"))
+    assert opened[1:] == "abcd" + "bda" + "dab"  # the first alone says what it is fed
+    assert sorted(door[1:] for door in seen.doors if door.startswith("-")) == sorted(opened)
+    assert [len(c.rounds) for c in made] == [3, 3, 1, 3] and [c.p50_ms for c in made] == [1.0, 1.05, 4.0, 1.02]
+    assert said[0] == "align: timing 4 candidates, round 1 of at most 3" and len(said) == 3
 
 
-@pytest.mark.parametrize(("lasts", "rounds"), [(0.9, 10), (1.0, 10), (1.5, 7), (4.0, 3), (99.0, 3)])
-def test_rounds_end_with_the_time_but_not_before_the_third(
-    monkeypatch: pytest.MonkeyPatch, lasts: float, rounds: int
+@pytest.mark.parametrize(("opening_s", "rounds"), [(0.0, 10), (0.7, 6), (4.0, 5)])
+def test_rounds_end_with_the_time_but_not_before_the_fifth(
+    monkeypatch: pytest.MonkeyPatch, opening_s: float, rounds: int
 ) -> None:
-    """10 rounds in 10 s: of 1.5 s each the seventh begins at 9 s and is the last, of 4 s the third at 8."""
-    seen = Rounds(monkeypatch, {"a": 1.0, "b": 1.0}, lasts)
+    """In 10 s: two sessions that open in 0.7 s each and work for 0.4 s are opened a sixth time after 9 s, not again."""
+    seen = Rounds(monkeypatch, {"a": 1.0, "b": 1.0}, opening_s)
     made = seen.candidates()
-    align.time_in_turn(
-        made, np.zeros(3, np.float32), Timing(rounds=10, min_blocks=7, time_limit_s=10.0), lambda _: None
-    )
-    assert [len(c.rounds) for c in made] == [rounds, rounds] and set(seen.limits) == {1.0}
+    timing = Timing(rounds=10, min_blocks=7, time_limit_s=10.0)
+    align.time_in_turn(made, np.zeros(3, np.float32), timing, lambda _: None)
+    assert [len(c.rounds) for c in made] == [rounds, rounds]
 
 
-def test_measured_on_onnx_runtime(tmp_path: Path) -> None:
-    """A real measurement: every candidate has figures, and the cut handed back is the one that was chosen."""
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_measured_for_real(tmp_path: Path, backend: str) -> None:
+    """Every candidate has figures, and the cut handed back is the one that was chosen."""
+    pytest.importorskip(backend)
     analysis = analysed()
-    timing = Timing(batch=4, threads=1, device="cpu", rounds=2, min_blocks=5, time_limit_s=0.5)
+    timing = Timing(4, 1, "cpu", backend, rounds=2, min_blocks=5, time_limit_s=0.5)
     chosen, choice, cut = align_by_timing(analysis, samples(), timing, candidates=(1, 8), folder=tmp_path)
     document = chosen.document()
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert {k: document[k] for k in ("backend", "device", "threads", "batch")} == {
-        "backend": "onnxruntime", "device": "cpu", "threads": 1, "batch": 4,
+        "backend": backend, "device": "cpu", "threads": 1, "batch": 4,
     }  # fmt: skip
     rows = document["candidates"]
-    assert [(r["align"], r["channels"]) for r in rows] == [("1", 13), ("8", 24), ("dense", 32)]
+    own = [("per layer", 16)] if backend == "onnxruntime" else []  # 12 that a convolution reads, and 4
+    assert [(r["align"], r["channels"]) for r in rows] == [*own, ("1", 13), ("8", 24), ("dense", 32)]
     assert all(0 < r["p50_ms_low"] <= r["p50_ms"] <= r["p50_ms_high"] and 1 <= r["rounds"] <= 2 for r in rows)
     best = [r for r in rows if r["chosen"]]
-    assert len(best) == 1 and str(chosen.size).replace(str(DENSE), "dense") == best[0]["align"]
+    assert len(best) == 1 and align.NAMES.get(chosen.size, str(chosen.size)) == best[0]["align"]
     compact = finish(plain(), analysis, choice, cut)
     kept = compact.model.get_parameter("0.weight").shape[0] + compact.model.get_parameter("3.weight").shape[0]
     assert kept == best[0]["channels"] and not list(tmp_path.iterdir())
@@ -195,13 +202,32 @@ def test_the_choice_depends_on_how_it_is_timed() -> None:
     fixed = tree.Config()
     auto = fixed.model_copy(update={"surgery": tree.Surgery(align="auto")})
     images = partial(load, fixed.data)
-    assert _timed_in_surgery(Task(fixed, images, "auto", Silent(), "70-check")) == {}
-    inputs = _timed_in_surgery(Task(auto, images, "auto", Silent(), "70-check"))
-    assert set(inputs) == {"timing", "machine", "device"} and inputs["timing"]["gate_batch"] == 32
+    assert where_timed(Run(fixed, images, "auto", Silent(), "70-check")) == {}
+    inputs = where_timed(Run(auto, images, "auto", Silent(), "70-check"))
+    assert set(inputs) == {"timing", "machine", "device", "backend", "candidates"}
+    assert inputs["candidates"] == [1, 4, 8, 16, 32, "per layer"] and inputs["timing"]["gate_batch"] == 32
     section = tree.Check(batch_sizes=(1, 6), gate_batch=6, threads=3, time_limit_s=9)
     assert timing_of(section, "cuda") == Timing(6, 3, "auto", time_limit_s=27.0)  # three comparisons' worth
+    for flavour, backend in (("openvino", "openvino"), ("tensorrt", "onnxruntime"), ("none", "onnxruntime")):
+        assert timing_of(section, "cpu", flavour).backend == backend
+    openvino = auto.model_copy(update={"engine": tree.Engine(flavour="openvino")})
+    assert where_timed(Run(openvino, images, "auto", Silent(), "70-check"))["backend"] == "openvino"
     assert timing_of(tree.Check(), "cpu").time_limit_s == Timing().time_limit_s
     assert timing_of(section, "cpu").device == "cpu"
+
+
+def test_without_openvino_an_alignment_for_it_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> None:
+        raise UserError("openvino is not installed", "OpenVINO", "install openvino")
+
+    monkeypatch.setattr(openvino, "core", absent)
+    path = tmp_path / "auto.yaml"
+    path.write_text("surgery: {align: auto}\nengine: {flavour: openvino}\n")
+    assert cli.command_line(["run", str(path), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "error: openvino is not installed; OpenVINO; install openvino\n"
+    assert not (tmp_path / "run").exists()
 
 
 NET = """

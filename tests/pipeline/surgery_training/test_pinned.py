@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from pipeline.surgery.resume import shrink_training
+from pipeline.surgery.shrink_training import shrink_training
 
 GONE = torch.tensor([True, False, False, True, False, True, False, False])
 

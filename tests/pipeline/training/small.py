@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import config
-from pipeline.surgery import anatomy
+from pipeline.data import Dataset, load
+from pipeline.progress import Silent
+from pipeline.surgery.watch import anatomy
+from pipeline.training.compute import Compute
+from pipeline.training.hooks import Training
 from pipeline.training.optimizer import optimizer_for
+from pipeline.training.optimizer.schedule import learning_rate
 from pipeline.training.state import TrainState
-from pipeline.training.steering import Steering
+from pipeline.training.steering.controller import Steering
+from pipeline.training.train import Setting, training_of
 from runtime.macs import macs
 
 SHAPE = (1, 8, 8)
@@ -45,8 +54,16 @@ def smooth(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, num_classes))
 
 
+def chain(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    """Linear layers one after another."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(input_shape), 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU(),
+        nn.Linear(20, num_classes),
+    )  # fmt: skip
+
+
 class SmallUnits:
-    """What `pipeline.surgery.anatomy` must say of a SmallNet, worked out by hand."""
+    """What `pipeline.surgery.watch` must say of a SmallNet, worked out by hand."""
 
     def __init__(self, model: SmallNet) -> None:
         self.model = model
@@ -81,6 +98,26 @@ class SmallUnits:
         }
 
 
+def joining(section: config.Training, data: Dataset | None = None, seed: int = 1, **changes: Any) -> Training:
+    """What a method learns of a training on the digits; `changes` replace fields of it."""
+    data = data or load(config.Data())
+    setting, network = Setting(config.Model(), data, seed, 1, "cpu", Path(), Silent()), SmallNet()
+    training = training_of(section, network, data, Compute(torch.device("cpu")), setting)
+    return dataclasses.replace(training, first=lambda: network, **changes)
+
+
+def joining_test_split(section: config.Training, steps_per_epoch: int) -> Training:
+    """The same, with epochs of so many steps, and censuses on the test split."""
+    data = load(config.Data())
+    training = joining(section, dataclasses.replace(data, train=data.test))
+    return dataclasses.replace(
+        training,
+        steps=section.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        rate=lambda step: learning_rate(section, step, steps_per_epoch),
+    )
+
+
 def verdict(relu1: list[int], relu2: list[int]) -> dict[str, Tensor]:
     """1 = dead."""
     return {"relu1": torch.tensor(relu1).bool(), "relu2": torch.tensor(relu2).bool()}
@@ -100,12 +137,13 @@ def steering_of(
     align: int = 1,
     latencies_of: Callable[[nn.Module, nn.Module], tuple[float, float]] | None = None,
     note: Callable[[str], None] = lambda text: None,
+    gates: bool = False,
 ) -> tuple[Steering, TrainState]:
     """Of a network for images of SHAPE, every channel of cost 1."""
     section = config.Training()
     optimizer = optimizer_for(section, list(network.parameters()))
     state = TrainState(network, anatomy(network, (torch.zeros(2, *SHAPE),)), optimizer, network, macs(network, SHAPE))
-    made = Steering(target, total, align, lambda _state, costs: np.ones(costs.count), latencies_of, note)
+    made = Steering(target, total, align, lambda _state, costs: np.ones(costs.count), latencies_of, note, gates)
     made.bind(state)
     return made, state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import config
+from pipeline.config.task import task_of
 from pipeline.data import WHOLE, Augment, Dataset, Part, load
 from pipeline.progress import Silent
-from pipeline.training.history import History
-from pipeline.training.loop import Loop, accuracy_of, steps_per_epoch
-from pipeline.training.methods.plain import Plain
-from pipeline.training.state import TrainState
+from pipeline.training.hooks import Hooks
+from pipeline.training.log.history import History
+from pipeline.training.loop import Loop, metric_of, steps_per_epoch
 from runtime.errors import UserError
-from tests.pipeline.training.small import SmallNet
+from tests.pipeline.training.small import SmallNet, joining
+
+NONE = Hooks()
 
 
 class Recorder(Silent):
@@ -42,38 +44,21 @@ class Traced:
         self.calls: list[tuple[str, int]] = []
         self.weight = weight
 
-    def loss_term(self, step: int) -> Tensor | None:
-        self.calls.append(("loss_term", step))
+    def hooks(self) -> Hooks:
+        names = ("after_backward", "after_step", "due", "dead")
+        noted: Any = {name: self.noted(name) for name in names}
+        return Hooks(penalty=self.penalty, figures=self.figures, **noted)
+
+    def noted(self, name: str) -> Callable[..., Any]:
+        return lambda step, *_: self.calls.append((name, step))
+
+    def penalty(self, step: int) -> Tensor:
+        self.calls.append(("penalty", step))
         return 100.0 + 0.0 * self.weight.sum()
 
-    def after_step(self, step: int, stepped: bool = True) -> None:
-        assert stepped
-        self.calls.append(("after_step", step))
-
-    def due(self, step: int) -> bool:
-        return False
-
-    def epoch_end(self, epoch: int, step: int) -> dict[str, Any]:
-        self.calls.append(("epoch_end", step))
-        return {"dead": epoch, "channels": 9}
-
-    def end(self) -> dict[str, Tensor]:
-        return {}
-
-    def bind(self, state: TrainState) -> None:
-        self.calls.append(("bind", 0))
-
-    def removal(self, step: int) -> None:
-        self.calls.append(("removal", step))
-
-    def pinned(self) -> dict[str, Tensor]:
-        return {}
-
-    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {}
-
-    def restore(self, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
-        return None
+    def figures(self, step: int) -> dict[str, Any]:
+        self.calls.append(("figures", step))
+        return {"dead": step // 2, "channels": 9}
 
 
 @dataclasses.dataclass
@@ -100,10 +85,11 @@ class Fixed:
         return self
 
 
-def made(tmp_path: Path, section: config.Training, model: nn.Module, data: Dataset | None = None) -> Loop:
-    method = Plain(load(config.Data()).train)
-    history = History(tmp_path / "history.jsonl")
-    return Loop(section, model, data or load(config.Data()), method, 3, history, Recorder())
+def made(
+    tmp_path: Path, section: config.Training, model: nn.Module, data: Dataset | None = None, hooks: Hooks = NONE
+) -> Loop:
+    data, history = data or load(config.Data()), History(tmp_path / "history.jsonl")
+    return Loop(section, model, data, hooks, joining(section, data, seed=3), history, Recorder())
 
 
 def digits_net() -> SmallNet:
@@ -121,10 +107,10 @@ def test_one_step_against_a_hand_made_one(tmp_path: Path) -> None:
     linear = nn.Linear(64, 10)
     model = nn.Sequential(nn.Flatten(), linear)
     weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
-    section = config.Training(
-        epochs=1, batch_size=16, lr=0.5, schedule="constant", label_smoothing=0.2, weight_decay=0.1
-    )
-    made(tmp_path, section, model, data).run()
+    section = config.Training(epochs=1, batch_size=16, lr=0.5, schedule="constant", weight_decay=0.1)
+    loop = made(tmp_path, section, model, data)
+    loop.task = task_of(config.task_section(label_smoothing=0.2))
+    loop.run()
     target = torch.full((16, 10), 0.02)
     target[torch.arange(16), y] = 0.82
     error = (F.softmax(x.flatten(1) @ weight.T + bias, 1) - target) / 16
@@ -135,15 +121,16 @@ def test_one_step_against_a_hand_made_one(tmp_path: Path) -> None:
 def test_hooks_come_in_order_and_the_history_holds_their_figures(tmp_path: Path) -> None:
     section = config.Training(epochs=2, batch_size=600)
     model = digits_net()
-    loop = made(tmp_path, section, model)
-    method = loop.method = Traced(model.linear.weight)
+    method = Traced(model.linear.weight)
+    loop = made(tmp_path, section, model, hooks=method.hooks())
     accuracy = loop.run()
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    steps = [[("loss_term", s), ("after_step", s), ("removal", s)] for s in range(4)]
-    assert method.calls == [*steps[0], *steps[1], ("epoch_end", 1), *steps[2], *steps[3], ("epoch_end", 3)]
+    order = ("penalty", "after_backward", "after_step", "due", "due")
+    steps = [[(name, step) for name in order] for step in range(4)]
+    assert method.calls == [*steps[0], *steps[1], ("figures", 1), *steps[2], *steps[3], ("figures", 3)]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert [row["dead"] for row in rows] == [0, 1]
-    assert rows[1]["accuracy"] == accuracy == accuracy_of(model, loop.data.test)
+    assert rows[1]["accuracy"] == accuracy == metric_of(model, loop.data.test)
     assert 100 < rows[0]["loss"] < 105
     assert rows[1]["lr"] == pytest.approx(0.1 * (4e-6 + (1 - 4e-6) * (1 + math.cos(math.pi * 1.8 / 2.8)) / 2))
     assert rows[0]["images_per_s"] * rows[0]["seconds"] > 0
@@ -151,7 +138,7 @@ def test_hooks_come_in_order_and_the_history_holds_their_figures(tmp_path: Path)
     assert loop.progress.done[-1] == 4
     told = loop.progress.texts[-1]
     assert told.startswith(
-        f"epoch 2/2  accuracy {100 * accuracy:.2f} %  dead 1/9  {loop.state.macs / 1e6:,.5g} M MACs  loss "
+        f"epoch 2/2  accuracy {100 * accuracy:.2f} %  dead 1/9  {loop.sparsifier.state.macs / 1e6:,.5g} M MACs  loss "
     )
     assert told.endswith(f"  {rows[-1]['images_per_s']:,.0f} images/s")
 
@@ -159,7 +146,7 @@ def test_hooks_come_in_order_and_the_history_holds_their_figures(tmp_path: Path)
 def test_training_learns_and_ends_in_training_mode(tmp_path: Path) -> None:
     model = digits_net()
     loop = made(tmp_path, config.Training(epochs=8, batch_size=64, augment="shift"), model)
-    untrained = accuracy_of(model, loop.data.test)
+    untrained = metric_of(model, loop.data.test)
     accuracy = loop.run()
     assert accuracy > untrained + 0.2
     assert model.training
@@ -174,7 +161,7 @@ def test_accuracy_is_the_share_of_right_answers_in_eval_mode() -> None:
     labels = (torch.arange(512) % 10, torch.full((88,), 3))
     split = Fixed([(torch.zeros(len(y), 1), y) for y in labels])
     model = Says().train()
-    assert accuracy_of(model, split) == (512 + 9) / 600
+    assert metric_of(model, split) == (512 + 9) / 600
     assert model.training
 
 

@@ -15,11 +15,12 @@ from pipeline.data import load
 from pipeline.models import build
 from pipeline.progress import Silent
 from pipeline.training.compute import Compute
-from pipeline.training.history import History
-from pipeline.training.latency import Stopwatch
+from pipeline.training.log.history import History
 from pipeline.training.loop import Loop
-from pipeline.training.methods.demp import Demp
-from pipeline.training.steering import MATTERS, Steering
+from pipeline.training.methods.demp import demp
+from pipeline.training.steering.controller import Steering
+from pipeline.training.steering.prunable import MATTERS
+from tests.pipeline.training.small import joining
 
 EPOCHS, EPOCH = 3, 14
 SCALE = 2.0**10
@@ -34,8 +35,8 @@ class Overflowing(Loop):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        hooks = [p.register_hook(self._gradient) for p in self.state.network.parameters()]  # type: ignore[no-untyped-call]
-        before = [p.detach().clone() for p in self.state.network.parameters()]
+        hooks = [p.register_hook(self._gradient) for p in self.sparsifier.network.parameters()]  # type: ignore[no-untyped-call]
+        before = [p.detach().clone() for p in self.sparsifier.network.parameters()]
         loss = super()._step(x, y)
         for hook in hooks:
             hook.remove()
@@ -52,20 +53,20 @@ class Overflowing(Loop):
 
 
 def trained(folder: Path, steps: set[int], kind: type[Overflowing] = Overflowing, **changes: object) -> Overflowing:
-    section = config.Demp.model_validate({"epochs": EPOCHS, "batch_size": 100, "lr": 0.01} | changes)
+    section = config.sparse_of(**{"epochs": EPOCHS, "batch_size": 100, "lr": 0.01} | changes)
     data = load(config.Data())
     torch.manual_seed(0)
     network = build(config.Model(args={"width": 8}), num_classes=10, input_shape=data.input_shape)
-    method = Demp(section, data.train, Stopwatch(data.input_shape), seed=0, steps_per_epoch=EPOCH)
+    training = joining(section, seed=0)
     history, compute = History(folder / "history.jsonl"), Compute(torch.device("cpu"))
-    made = kind(steps, section, network, data, method, 0, history, Silent(), compute)
+    made = kind(steps, section, network, data, demp(section, training), training, history, Silent(), compute)
     made.run()
     return made
 
 
 class Unmoved(Overflowing):
     def look(self, before: list[Tensor]) -> None:
-        assert all(torch.equal(p, q) for p, q in zip(self.state.network.parameters(), before, strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(self.sparsifier.network.parameters(), before, strict=True))
 
 
 def test_a_step_that_is_not_made_gets_no_noise(tmp_path: Path) -> None:
@@ -103,5 +104,5 @@ def test_steering_takes_in_no_infinite_gradient_and_what_fades_is_gone_in_time(
     assert rows[-1]["reached"]["channels"] == pytest.approx(0.5, abs=0.03)
     assert rows[-1]["dead"] / rows[-1]["channels"] == pytest.approx(0.5, abs=0.03)
     assert [r["step"] for row in rows for r in row["removals"]] == bounds[1:], "what has faded is cut out at once"
-    convolutions = [m for m in made.state.network.modules() if isinstance(m, nn.Conv2d)]
+    convolutions = [m for m in made.sparsifier.network.modules() if isinstance(m, nn.Conv2d)]
     assert all(bool(torch.isfinite(m.weight).all()) for m in convolutions)

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from export.gpu import first_gpu
-from pipeline import config, steps
+from pipeline import config
 from pipeline.config import Config
 from pipeline.data import Dataset, load
 from pipeline.progress import Silent
+from pipeline.stages import Run
+from pipeline.stages.train import dense
 from pipeline.training.loop import Loop
 from pipeline.training.possible import demand_possible
+from pipeline.training.train import Setting
 from runtime.errors import UserError
+from runtime.gpu import first_gpu
 
-CPU = torch.device("cpu")
 MODEL = config.Model(args={"width": 4})
 MODULE = (
     "from torch import nn\n"
@@ -40,9 +41,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+def possible(digits: Dataset, model: config.Model = MODEL, **keys: Any) -> None:
+    setting = Setting(model, digits, 1, 1, "cpu", Path(), Silent())
+    demand_possible(config.sparse_of(**keys), setting)
+
+
 def refused(words: str, digits: Dataset, model: config.Model = MODEL, **demp: Any) -> None:
     with pytest.raises(UserError, match=words) as caught:
-        demand_possible(config.Demp.model_validate(demp), model, digits, CPU)
+        possible(digits, model, **demp)
     assert "\n" not in str(caught.value)
 
 
@@ -53,16 +59,16 @@ def test_networks_that_nothing_can_die_in(digits: Dataset) -> None:
 
 
 def test_a_missing_extra(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    demand_possible(config.Demp(), MODEL, digits, CPU)
+    possible(digits)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    demand_possible(config.Demp(), MODEL, digits, CPU)
-    refused("tensorboard is asked for and cannot be imported", digits, tensorboard=True)
+    possible(digits)
+    refused("log: tensorboard is asked for and cannot be imported", digits, log=("tensorboard",))
 
 
 def test_batches_that_processes_cannot_share(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    demand_possible(config.Demp(batch_size=100), MODEL, digits, CPU)
+    possible(digits, batch_size=100)
     refused("batches of 99 images on 2 processes", digits, batch_size=99)
 
 
@@ -70,8 +76,8 @@ def test_batches_that_processes_cannot_share(digits: Dataset, monkeypatch: pytes
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
 def test_a_latency_that_nothing_here_can_measure(backend: str, digits: Dataset) -> None:
     target = {"latency_ms": 1.0, "backend": backend}
-    refused(rf"demp\.target\.backend {backend}: .*; set demp\.target\.backend: onnxruntime", digits, target=target)
-    demand_possible(config.Demp.model_validate({"target": {"latency_ms": 1.0}}), MODEL, digits, CPU)
+    refused(rf"sparse\.target\.backend {backend}: .*; set sparse\.target\.backend: onnxruntime", digits, target=target)
+    possible(digits, target={"latency_ms": 1.0})
 
 
 @pytest.mark.usefixtures("own")
@@ -86,12 +92,12 @@ def test_the_dense_training_begins_where_demp_could_or_is_not_asked_for(
         return loop_run(loop)
 
     monkeypatch.setattr(Loop, "run", noted)
-    section = config.Training(epochs=1, batch_size=500)
+    section = config.Dense(epochs=1, batch_size=500)
     settings = Config(model=config.Model(name="demport_test_possible:without_norm"), dense=section)
     out, kept = tmp_path / "out", tmp_path / "kept"
     out.mkdir()
     with pytest.raises(UserError, match="no batch norm"):
-        steps.dense(steps.Task(settings, lambda: digits, "cpu", Silent(), "20-demp"), out, kept)
+        dense(Run(settings, lambda: digits, "cpu", Silent(), "20-sparse"), out, kept)
     assert made == []
-    trained = steps.dense(steps.Task(settings, lambda: digits, "cpu", Silent(), "10-dense"), out, kept)
+    trained = dense(Run(settings, lambda: digits, "cpu", Silent(), "10-dense"), out, kept)
     assert len(made) == 1 and trained.weights.is_file()

@@ -15,18 +15,21 @@ from torch import nn
 
 from pipeline import config
 from pipeline.data import load
-from pipeline.models import build, save_weights
+from pipeline.models import build
+from pipeline.models.weights import save_weights
 from pipeline.progress import Silent
-from pipeline.surgery import anatomy
-from pipeline.surgery.align import Timing
-from pipeline.surgery.plan import load_compact, read_plan
-from pipeline.surgery.stage import cut
-from pipeline.training import loop
+from pipeline.results import Trained
+from pipeline.stages import Run
+from pipeline.stages.surgery import surgery
+from pipeline.surgery.compact import load_compact
+from pipeline.surgery.plan import read_plan
+from pipeline.surgery.watch import anatomy
+from pipeline.training import sparsifier
 from pipeline.training.compute import Compute
 from pipeline.training.loop import Loop
 from pipeline.training.optimizer import optimizer_for
-from pipeline.training.stage import Task, Trained, train_demp, trained_network
 from pipeline.training.state import TrainState, state_of, without
+from pipeline.training.train import Setting, train_sparse, trained_network
 from runtime.macs import macs
 
 SHAPE = (1, 8, 8)
@@ -43,11 +46,9 @@ class Recorder(Silent):
 
 
 def trained(out: Path, model: config.Model = MODEL, progress: Silent | None = None, **changes: object) -> Trained:
-    section = config.Demp.model_validate(
-        {"epochs": 12, "batch_size": 100, "lambda_peak": 0.3, "prune_every": 28} | changes
-    )
+    section = config.sparse_of(**{"epochs": 12, "batch_size": 100, "lambda_peak": 0.3, "prune_every": 28} | changes)
     out.mkdir(exist_ok=True)
-    return train_demp(section, Task(model, load(config.Data()), 1, 1, "cpu", out, progress or Silent()))
+    return train_sparse(section, Setting(model, load(config.Data()), 1, 1, "cpu", out, progress or Silent()))
 
 
 def test_what_was_removed_is_in_plan_history_and_certificate(tmp_path: Path) -> None:
@@ -69,8 +70,8 @@ def test_what_was_removed_is_in_plan_history_and_certificate(tmp_path: Path) -> 
     assert run.channels - removals[-1]["left"] == gone <= run.dead
     out = tmp_path / "cut"
     out.mkdir()
-    section = config.Surgery(align=1)
-    made = cut(section, MODEL, load(config.Data()), run, threads=1, timing=Timing(), out=out, progress=Silent())
+    settings = config.Config(model=MODEL, threads=1, surgery=config.Surgery(align=1))
+    made = surgery(Run(settings, lambda: load(config.Data()), "cpu", Silent(), "30-surgery"), run, out)
     assert (made.channels_before, made.channels_dead) == (run.channels, run.dead)
     certificate = json.loads(made.certificate.read_text())
     assert certificate["training"]["removed"] == gone
@@ -101,7 +102,7 @@ def test_networks_that_were_cut_are_gone_before_the_next_step(
         left.append(sum(network() is not None for network in cut_before))
         return step(self, x, y)
 
-    monkeypatch.setattr(loop, "without", noted)
+    monkeypatch.setattr(sparsifier, "without", noted)
     monkeypatch.setattr(Loop, "_step", counted)
     trained(tmp_path, **changes)
     assert len(cut_before) >= 2
@@ -117,9 +118,9 @@ def test_training_without_removals_ends_with_the_whole_network(tmp_path: Path) -
 
 
 def test_a_removal_keeps_multiples_for_surgery_to_decide_on(tmp_path: Path) -> None:
-    section = config.Demp.model_validate({"epochs": 8, "batch_size": 100, "lambda_peak": 0.3, "prune_every": 28})
-    task = Task(config.Model(args={"width": 16}), load(config.Data()), 1, 1, "cpu", tmp_path, Silent())
-    run = train_demp(section, task, align=8)
+    section = config.sparse_of(**{"epochs": 8, "batch_size": 100, "lambda_peak": 0.3, "prune_every": 28})
+    task = Setting(config.Model(args={"width": 16}), load(config.Data()), 1, 1, "cpu", tmp_path, Silent())
+    run = train_sparse(section, task, align=8)
     network = trained_network(task.model, task.data, run)
     widths = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert all(width % 8 == 0 for width in widths)
@@ -140,7 +141,7 @@ def state_with_dead(
         network.get_parameter("1.bias")[1] = -1.0
     compute.placed(network.train())
     section = config.Training.model_validate({"optimizer": optimizer})
-    state = state_of(network, optimizer_for(section, list(network.parameters())), SHAPE, compute)
+    state = state_of(network, optimizer_for(section, list(network.parameters())), (torch.zeros(2, *SHAPE),), compute)
     x = torch.randn(32, *SHAPE)
     network(compute.images(x)).square().mean().backward()
     state.optimizer.step(0.1)
@@ -155,7 +156,7 @@ def test_the_next_step_is_that_of_the_whole_network(optimizer: str, channels_las
     """Also where weights lie as (N, C, H, W) and not so in memory: the moments have to lie like them."""
     compute = dataclasses.replace(CPU, channels_last=channels_last)
     state, dead, x = state_with_dead(optimizer=optimizer, compute=compute)
-    after, difference = without(state, dead, x, SHAPE, compute)
+    after, difference = without(state, dead, (x,), compute)
     assert 0 <= difference <= 1e-6
     assert after.anatomy.channels == state.anatomy.channels - 1
     assert after.macs == state.macs - 1 * 9 * 64 - 3 * 9 * 36
@@ -172,11 +173,11 @@ def test_the_next_step_is_that_of_the_whole_network(optimizer: str, channels_las
 
 def test_without_a_channel_that_can_go_the_state_is_the_same() -> None:
     state, dead, x = state_with_dead()
-    assert without(state, dead, x, SHAPE, CPU, align=4) == (state, 0.0)
+    assert without(state, dead, (x,), CPU, align=4) == (state, 0.0)
     with torch.no_grad():
         state.network.get_parameter("1.bias")[1] = 1.0
     nothing = {name: torch.zeros_like(mask) for name, mask in dead.items()}
-    assert without(state, nothing, x, SHAPE, CPU)[0] is state
+    assert without(state, nothing, (x,), CPU)[0] is state
 
 
 def test_a_network_that_cannot_be_cut_while_it_trains_stays_whole_and_says_so(

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from pipeline import config
 from pipeline.data import load
-from pipeline.surgery import anatomy
+from pipeline.stages.train import lead
+from pipeline.surgery.watch import anatomy
 from pipeline.training.census import census
-from pipeline.training.crew import lead
-from pipeline.training.history import History
-from pipeline.training.loop import EVALUATION_BATCH, accuracy_of
-from pipeline.training.ranks import JoinedBatchNorm, Ranks, without_gradient
+from pipeline.training.compute.distributed import JoinedBatchNorm, Ranks, without_gradient
+from pipeline.training.log.history import History
+from pipeline.training.loop import EVALUATION_BATCH, metric_of
 from runtime.errors import UserError
 
 
@@ -65,14 +65,14 @@ def test_a_share_without_images_counts_nothing(tmp_path: Path) -> None:
     data = load(config.Data(source=f"imagefolder:{tmp_path}"))
     for split in (data.test, load(config.Data()).test):
         network = Strict(next(iter(split.batches(1)))[0].numel())
-        alone, share = accuracy_of(network, split), accuracy_of(network, split, Apart())
+        alone, share = metric_of(network, split), metric_of(network, split, Apart())
         assert 0 <= share <= alone <= 1
 
 
 def test_a_census_of_no_image_finds_what_the_others_find() -> None:
     units = anatomy(nn.Sequential(nn.Conv2d(1, 3, 3), Strict(3 * 36)), (torch.zeros(2, 1, 8, 8),))
-    found = census(units, [torch.randn(4, 1, 8, 8), torch.zeros(0, 1, 8, 8)], Apart())
-    alone = census(units, [torch.zeros(0, 1, 8, 8)], Apart())
+    found = census(units, [(torch.randn(4, 1, 8, 8),), (torch.zeros(0, 1, 8, 8),)], Apart())
+    alone = census(units, [(torch.zeros(0, 1, 8, 8),)], Apart())
     assert found.keys() == alone.keys() == units.watch.keys()
     assert all(bool(mask.all()) for mask in alone.values()), "no image fires"
 
@@ -135,7 +135,7 @@ def test_parameters_that_nothing_passes_through_do_not_stop_processes() -> None:
     torch.manual_seed(0)
     alone = Unused()
     shared = copy.deepcopy(alone)
-    together = Ranks(0, 2).joined(shared, torch.device("cpu"), (1, 5, 5))
+    together = Ranks(0, 2).joined(shared, torch.device("cpu"), (torch.zeros(2, 1, 5, 5),))
     for step in range(3):
         x = torch.randn(4, 1, 5, 5)
         for network, forward in ((alone, alone), (shared, together)):
@@ -173,7 +173,7 @@ def test_looking_for_parameters_without_gradient_keeps_away_from_a_broken_kernel
             return y
 
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
-    assert without_gradient(Net(3, 2), torch.zeros(2, 3)) == []
+    assert without_gradient(Net(3, 2), (torch.zeros(2, 3),)) == []
     assert seen == [False, False]
     assert torch.backends.mkldnn.enabled
 
@@ -181,5 +181,5 @@ def test_looking_for_parameters_without_gradient_keeps_away_from_a_broken_kernel
 def test_looking_for_parameters_without_gradient_draws_no_random_number() -> None:
     network = nn.Sequential(nn.Dropout(), nn.Linear(3, 2))
     state = torch.random.get_rng_state()
-    assert without_gradient(network, torch.zeros(2, 3)) == []
+    assert without_gradient(network, (torch.zeros(2, 3),)) == []
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -11,7 +11,8 @@ import pytest
 from pipeline import config
 from pipeline.data import load
 from pipeline.progress import Silent
-from pipeline.training.stage import Task, Trained, train_demp, trained_network
+from pipeline.results import Trained
+from pipeline.training.train import Setting, train_sparse, trained_network
 from runtime.macs import macs
 
 MODEL = config.Model(name="tests.pipeline.training.small:smooth")
@@ -29,8 +30,8 @@ class Noting(Silent):
 def trained(out: Path, **keys: Any) -> tuple[Trained, list[dict[str, Any]], list[str]]:
     """With its removals and its notes."""
     progress = Noting()
-    section = config.Demp.model_validate({"epochs": 4, "batch_size": 100, **keys})
-    told = train_demp(section, Task(MODEL, load(config.Data()), 1, 1, "cpu", out, progress))
+    section = config.sparse_of(**{"epochs": 4, "batch_size": 100, **keys})
+    told = train_sparse(section, Setting(MODEL, load(config.Data()), 1, 1, "cpu", out, progress))
     rows = [json.loads(line) for line in told.history.read_text().splitlines()]
     return told, [removal for row in rows for removal in row["removals"]], progress.notes
 

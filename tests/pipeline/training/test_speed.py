@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from pipeline import config
 from pipeline.data import load
 from pipeline.progress import Silent
-from pipeline.training import loop
+from pipeline.training import loop, sparsifier
 from pipeline.training.census import census
 from pipeline.training.compute import Compute
-from pipeline.training.history import History
-from pipeline.training.latency import Stopwatch
+from pipeline.training.log.history import History
 from pipeline.training.methods import demp
-from pipeline.training.methods.demp import Demp
 from pipeline.training.state import without
-from tests.pipeline.training.small import SmallNet
+from tests.pipeline.training.small import SmallNet, joining
 
 COMPILATION, CENSUS, REMOVAL, TEST, CHECKPOINT = 2.0**10, 2.0**12, 2.0**14, 2.0**16, 2.0**18
 DENSE, CUT = 4.0, 1.0
@@ -45,7 +43,7 @@ class Device:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.ahead = 0.0, 0.0
         clock = SimpleNamespace(perf_counter=lambda: self.now, monotonic=lambda: self.now)
-        for module in ("history", "loop", "state"):
+        for module in ("log.history", "loop", "sparsifier", "state"):
             monkeypatch.setattr(f"pipeline.training.{module}.time", clock)
         for name in ("cpu", "item"):
             monkeypatch.setattr(Tensor, name, self.waiting(getattr(Tensor, name), 0.0))
@@ -66,7 +64,7 @@ class Compiling(Compute):
     work: Any = None
     """Called with the seconds of a step."""
 
-    def forward_of(self, network: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Any]:
+    def forward_of(self, network: nn.Module, example: tuple[Tensor, ...]) -> Callable[[Tensor], Any]:
         compiled: list[bool] = []
 
         def forward(x: Tensor) -> Tensor:
@@ -90,8 +88,8 @@ def rows_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) ->
     """History and checkpoints of a DemP training that removes its one dead channel after step 7."""
     device, steps = Device(monkeypatch), iter(range(1000))
     monkeypatch.setattr(demp, "census", device.waiting(census, CENSUS))
-    monkeypatch.setattr(loop, "without", device.waiting(without, REMOVAL))
-    monkeypatch.setattr(loop, "accuracy_of", device.waiting(loop.accuracy_of, TEST))
+    monkeypatch.setattr(sparsifier, "without", device.waiting(without, REMOVAL))
+    monkeypatch.setattr(loop, "metric_of", device.waiting(loop.metric_of, TEST))
 
     def work(seconds: float) -> None:
         device.ahead += seconds + seconds_of(next(steps))
@@ -101,15 +99,15 @@ def rows_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) ->
     network.linear = nn.Linear(3, 10)
     with torch.no_grad():
         network.bn1.weight[1], network.bn1.bias[1] = 0.0, -1.0
-    section = config.Demp.model_validate(
-        {"epochs": 2, "batch_size": BATCH, "lambda_peak": 1e-7, "lr": 1e-3, "checkpoint_s": 0.0, "prune_every": 7}
+    section = config.sparse_of(
+        **{"epochs": 2, "batch_size": BATCH, "lambda_peak": 1e-7, "lr": 1e-3, "checkpoint_s": 0.0, "prune_every": 7}
         | changes
     )
-    method = Demp(section, data.train, Stopwatch(data.input_shape), seed=0, steps_per_epoch=14)
+    training = joining(section, seed=0)
     kept: Any = Checkpoints(device)
     compute = Compiling(torch.device("cpu"), work=work)
     history = History(folder / "history.jsonl")
-    loop.Loop(section, network, data, method, 0, history, Silent(), compute, checkpoints=kept).run()
+    loop.Loop(section, network, data, demp.demp(section, training), training, history, Silent(), compute, kept).run()
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()], kept.saved
 
 

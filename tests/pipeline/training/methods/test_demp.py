@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from pipeline import config
-from pipeline.data import load
-from pipeline.training.latency import Stopwatch
-from pipeline.training.methods.demp import Demp, batch_norm_scales
-from pipeline.training.noise import Noise
+from pipeline.training.methods.demp import Demp
+from pipeline.training.methods.noise import Noise
+from pipeline.training.steering.demands import batch_norm_scales
 from runtime.errors import UserError
-from tests.pipeline.training.small import SmallNet, SmallUnits, state, verdict
+from tests.pipeline.training.small import SmallNet, SmallUnits, joining_test_split, state, verdict
 
 
-def made(section: config.Demp | None = None, total_steps: int = 100) -> tuple[SmallNet, Demp]:
+def made(section: Any = None, total_steps: int = 100) -> tuple[SmallNet, Demp]:
     torch.manual_seed(0)
     model = SmallNet()
-    section = section or config.Demp(lambda_peak=0.5, sigma_peak=0.01)
+    section = section or config.sparse_of(lambda_peak=0.5, sigma_peak=0.01)
     if section.epochs == 40:
         section = section.model_copy(update={"epochs": 20})
-    train = load(config.Data()).test
-    method = Demp(section, train, Stopwatch((1, 8, 8)), seed=1, steps_per_epoch=-(-total_steps // section.epochs))
-    method.bind(state(model))
+    method = Demp(section, joining_test_split(section, -(-total_steps // section.epochs)))
+    method.begin(state(model))
     return model, method
 
 
@@ -32,7 +32,7 @@ def test_the_penalty_is_lambda_times_the_sum_of_scales_and_its_gradient_their_si
     with torch.no_grad():
         model.bn1.weight.copy_(torch.tensor([1.0, -2.0, 0.0, 0.5]))
         model.bn2.weight.copy_(torch.tensor([-1.0, 3.0, 0.25]))
-    term = method.loss_term(30)
+    term = method.penalty(30)
     assert term is not None
     assert term.item() == pytest.approx(0.5 * 7.75)
     torch.autograd.backward(term)
@@ -44,18 +44,18 @@ def test_the_penalty_is_lambda_times_the_sum_of_scales_and_its_gradient_their_si
 
 
 def test_lambda_follows_the_one_cycle_over_the_span() -> None:
-    model, method = made(config.Demp(lambda_peak=0.5, span=0.5), total_steps=200)
+    model, method = made(config.sparse_of(lambda_peak=0.5, span=0.5), total_steps=200)
     scales = sum(float(s.detach().abs().sum()) for s in batch_norm_scales(model))
     for step, expected in ((0, 0.02), (30, 0.5), (100, 2e-6), (199, 2e-6)):
-        term = method.loss_term(step)
+        term = method.penalty(step)
         assert term is not None
         assert term.item() == pytest.approx(expected * scales, rel=1e-5)
 
 
 def test_without_lambda_there_is_no_term_and_without_sigma_no_noise() -> None:
-    model, method = made(config.Demp(lambda_peak=0.0))
-    assert method.loss_term(30) is None
-    model, method = made(config.Demp(sigma_peak=0.0))
+    model, method = made(config.sparse_of(lambda_peak=0.0))
+    assert method.penalty(30) is None
+    model, method = made(config.sparse_of(sigma_peak=0.0))
     before = [p.detach().clone() for p in model.parameters()]
     method.after_step(30)
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
@@ -78,7 +78,7 @@ def test_noise_has_the_scheduled_deviation_and_follows_from_the_step() -> None:
 
 
 def test_sigma_follows_the_same_one_cycle() -> None:
-    model, method = made(config.Demp(sigma_peak=0.01))
+    model, method = made(config.sparse_of(sigma_peak=0.01))
     moved = []
     for step in (0, 30, 100):
         before = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -119,12 +119,12 @@ def test_noise_leaves_exactly_the_dead_channels_untouched() -> None:
 
 
 def test_an_epoch_ends_with_a_census_at_its_rhythm() -> None:
-    model, method = made(config.Demp(census_every=2, census_batches=2, census_batch_size=30))
+    model, method = made(config.sparse_of(census_every=7, census_batches=2, census_batch_size=30))
     with torch.no_grad():
         model.bn2.weight[0], model.bn2.bias[0] = 0.0, -1.0
-    first = method.epoch_end(0, 9)
+    first = method.figures(4)
     assert (first["dead"], first["channels"], first["dead_by_layer"]) == (None, 7, None)
-    second = method.epoch_end(1, 30)
+    second = method.figures(30)
     assert (second["dead"], second["dead_by_layer"]) == (1, {"conv1": 0, "conv2": 1})
     assert (second["lambda"], second["sigma"]) == (0.03, 5e-5)
     with torch.no_grad():
@@ -133,19 +133,19 @@ def test_an_epoch_ends_with_a_census_at_its_rhythm() -> None:
     method.after_step(30)
     assert (model.bn2.bias.detach() != before).tolist() == [False, True, True]
     with pytest.raises(AssertionError):
-        made()[1].end()
-    method.epoch_end(3, 40)
-    assert method.end()["relu2"].tolist() == [True, True, False]
+        made()[1].last_verdict()
+    method.figures(99)
+    assert method.last_verdict()["relu2"].tolist() == [True, True, False]
 
 
 def test_a_census_looks_at_the_asked_number_of_images_and_the_last_epoch_has_one() -> None:
-    model, method = made(config.Demp(census_batches=2, census_batch_size=30, census_every=7, epochs=10))
+    model, method = made(config.sparse_of(census_batches=2, census_batch_size=30, census_every=7, epochs=10))
     seen: list[int] = []
     model.conv1.register_forward_hook(lambda _m, inputs, _y: seen.append(len(inputs[0])))
     for epoch, images in ((5, 0), (6, 60), (8, 60), (9, 120)):
-        method.epoch_end(epoch, 1)
+        method.figures(10 * epoch + 9)
         assert sum(seen) == images
-    assert method.end().keys() == {"relu1", "relu2"}
+    assert method.last_verdict().keys() == {"relu1", "relu2"}
     assert sum(seen) == 120
 
 

@@ -1,0 +1,1 @@
+"""Public architectures with dead channels, cut by demport: what goes, whether it is exact, why the rest stays."""

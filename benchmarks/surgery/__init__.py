@@ -1,0 +1,1 @@
+"""What cutting costs, and what the widths that it leaves are worth."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: exported, simplified, read, run and compared."""

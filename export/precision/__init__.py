@@ -1,0 +1,1 @@
+"""A graph in a lower precision that keeps its answers."""

@@ -1,0 +1,1 @@
+"""What an inference server loads, and how a release is put in place."""

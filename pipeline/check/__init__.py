@@ -1,0 +1,1 @@
+"""Accuracy and speed of every form of a network, and the reasons."""

@@ -1,0 +1,66 @@
+"""Operator -> the function that converts it. An operator without a row runs by onnx's own evaluator, frozen."""
+
+OPERATORS = {
+    **dict.fromkeys(
+        "Relu Sigmoid Tanh Exp Log Sqrt Abs Neg Erf Floor Ceil Reciprocal Sin Cos Sign Round Softsign Mish "
+        "HardSwish".split(),
+        "elementwise:unary",
+    ),
+    **dict.fromkeys("Add Sub Mul Pow Greater Less GreaterOrEqual LessOrEqual Equal".split(), "elementwise:binary"),
+    **dict.fromkeys("And Or Xor".split(), "elementwise:logical"),
+    **dict.fromkeys("Sum Max Min".split(), "elementwise:several"),
+    **dict.fromkeys("ReduceMean ReduceSum ReduceMax ReduceMin ReduceL2".split(), "pooling:reduction"),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), "pooling:softmax"),
+    **dict.fromkeys(("Identity", "Dropout"), "elementwise:identity"),
+    "LRN": "pooling:local_response",
+    "Div": "elementwise:divide",
+    "Not": "elementwise:negation",
+    "Where": "elementwise:where",
+    "Clip": "elementwise:clip",
+    "HardSigmoid": "elementwise:hard_sigmoid",
+    "LeakyRelu": "elementwise:leaky_relu",
+    "Elu": "elementwise:elu",
+    "Celu": "elementwise:celu",
+    "Selu": "elementwise:selu",
+    "Softplus": "elementwise:softplus",
+    "ThresholdedRelu": "elementwise:thresholded_relu",
+    "Gelu": "elementwise:gelu",
+    "Cast": "elementwise:cast",
+    "Conv": "layers:conv",
+    "ConvTranspose": "layers:conv_transpose",
+    "Gemm": "layers:gemm",
+    "MatMul": "layers:matmul",
+    "BatchNormalization": "layers:batch_norm",
+    "InstanceNormalization": "layers:instance_norm",
+    "LayerNormalization": "layers:layer_norm",
+    "GroupNormalization": "layers:group_norm",
+    "PRelu": "layers:prelu",
+    "MaxPool": "pooling:max_pool",
+    "AveragePool": "pooling:average_pool",
+    "GlobalAveragePool": "pooling:global_average",
+    "GlobalMaxPool": "pooling:global_max",
+    "Reshape": "movement:reshape",
+    "Flatten": "movement:flatten",
+    "Transpose": "movement:transpose",
+    "Squeeze": "movement:squeeze",
+    "Unsqueeze": "movement:unsqueeze",
+    "Concat": "movement:concat",
+    "Split": "movement:split",
+    "Slice": "movement:slice_",
+    "Gather": "movement:gather",
+    "Expand": "movement:expand",
+    "Tile": "movement:tile",
+    "Pad": "movement:pad",
+    "DepthToSpace": "movement:depth_to_space",
+    "Resize": "movement:resize",
+    "Range": "movement:range_",
+    "ConstantOfShape": "movement:constant_of_shape",
+    "Shape": "movement:shape",
+    "Size": "movement:size",
+}
+
+REFUSED = frozenset(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger "
+    "QGemm QLinearAdd QLinearConcat QLinearAveragePool QLinearGlobalAveragePool MatMulNBits".split()
+)
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())

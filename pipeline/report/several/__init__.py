@@ -1,0 +1,1 @@
+"""Pages over several runs, each of which has its own report."""

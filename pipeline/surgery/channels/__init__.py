@@ -1,0 +1,1 @@
+"""Which channel each element belongs to, and what is true of it."""

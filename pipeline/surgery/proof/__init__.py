@@ -1,0 +1,1 @@
+"""That the compact network computes the same function."""

@@ -1,0 +1,1 @@
+"""What a training has seen: the history, and the same as TensorBoard events."""

@@ -1,0 +1,1 @@
+"""Methods that rank channels and take the lowest out until a target is met."""

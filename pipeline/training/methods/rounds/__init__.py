@@ -1,0 +1,1 @@
+"""Methods that prune in rounds: phases of one training, with one progress and one history."""

@@ -1,0 +1,1 @@
+"""Methods whose optimizer moves dense weights, while the network computes with masked ones."""

@@ -1,0 +1,1 @@
+"""Weights that are stored as their connections alone while the network trains."""

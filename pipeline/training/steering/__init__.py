@@ -1,0 +1,1 @@
+"""Which channels fade, and when, to land on a target."""

@@ -1,0 +1,1 @@
+"""Run folders: stages that run once, their records and fingerprints."""

@@ -1,0 +1,1 @@
+"""Tests of gates, and of the methods that have them."""

@@ -1,0 +1,1 @@
+"""Tests of masks that the start of a training decides."""
