@@ -138,6 +138,12 @@ def configs() -> st.SearchStrategy[bytes]:
     return st.one_of(damaged(tree), damaged_bytes(text))
 
 
+CERTIFICATE = {
+    "schema": 1, "channels": {"before": 12, "dead": 4, "after": 8}, "evidence": {"by_proof": 4, "by_measurement": 0},
+    "law": {"max_rel_diff": 1e-15, "tolerance": 1e-9, "inputs": ["random"], "held": False, "single": []},
+    "groups": [{"group": "a", "layers": ["a"], "dead": 4, "kept_dead_because": {"a layer keeps one channel": 1}}],
+}  # fmt: skip
+
 READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[], st.SearchStrategy[bytes]]]] = {
     "plan": ("plan.json", read_plan, lambda: damaged(PLAN)),
     "manifest": ("x.engine.json", read_manifest, lambda: damaged(valid_manifest()).map(sealed)),
@@ -150,13 +156,6 @@ READERS: dict[str, tuple[str, Callable[[Path], object], Callable[[], st.SearchSt
     "certificate": ("compact/certificate.json", read_certificate, lambda: damaged(CERTIFICATE)),
     "index": (INDEX, lambda path: read_index(path.parent), lambda: damaged(index())),
 }
-
-
-CERTIFICATE = {
-    "schema": 1, "channels": {"before": 12, "dead": 4, "after": 8}, "evidence": {"by_proof": 4, "by_measurement": 0},
-    "law": {"max_rel_diff": 1e-15, "tolerance": 1e-9, "inputs": ["random"], "held": False, "single": []},
-    "groups": [{"group": "a", "layers": ["a"], "dead": 4, "kept_dead_because": {"a layer keeps one channel": 1}}],
-}  # fmt: skip
 
 
 def stage(result: Any) -> Any:

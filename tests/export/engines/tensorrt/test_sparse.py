@@ -34,7 +34,7 @@ def patterned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     with torch.no_grad():
         weight = network.get_parameter("2.weight")
-        weight *= largest_of_four(weight)
+        weight.mul_(largest_of_four(weight))
     path = tmp_path_factory.mktemp("sparse") / "net.onnx"
     onnx_from_torch(network.eval(), torch.randn(2, 3, 8, 8), path, opset=18, max_abs_diff=1e-4, metadata={})
     return path
