@@ -32,7 +32,7 @@ BACKEND, BATCHES = "onnxruntime", (1, 32)
 def measured(seed: int, folder: Path, overrides: Sequence[str]) -> list[Point]:
     """The points of one seed. Raises CalledProcessError where the run itself fails; a failed gate is a result."""
     sets = [word for one in (f"seed={seed}", *overrides) for word in ("--set", one)]
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(CONFIG), "--out", str(folder), "--device", "cpu", *sets]
+    command = [sys.executable, "-m", "demport", "run", str(CONFIG), "--out", str(folder), "--device", "cpu", *sets]
     start = time.perf_counter()
     done = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start

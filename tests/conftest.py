@@ -35,7 +35,7 @@ def start_demport() -> Iterator[Start]:
     children: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str | Path, cwd: Path = REPOSITORY) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "demport", *map(str, arguments)]
         paths = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         child = subprocess.Popen(
             command,

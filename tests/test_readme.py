@@ -81,7 +81,7 @@ def test_cheap_commands_of_the_readme_run(line: str) -> None:
     assert ("README.md", line) in commands()
     words = shlex.split(line)
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "demport", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pipeline import data
+from pipeline.commands.remainder import remainder
 from pipeline.config import Config
 from pipeline.config.task import task_of
 from pipeline.data import Dataset
@@ -19,7 +19,6 @@ from pipeline.progress import Progress
 from pipeline.stages.surgery import cut_network, images_of
 from pipeline.surgery import Anatomy, Compact, Source, save_compact
 from pipeline.surgery.align import cut_aligned, timing_of
-from pipeline.surgery.channels.analysis import OUTPUT, WHOLE
 from pipeline.surgery.cut.computed import settle
 from pipeline.surgery.gather.timing import gathered_by
 from pipeline.surgery.plan import example_of
@@ -70,37 +69,12 @@ def shrink_network(request: Request, progress: Progress) -> dict[str, Any]:
             name=settings.model.name, args=dict(settings.model.args), num_classes=classes, input_shape=shape
         )
         save_compact(compact, folder, source)
+    for line in remainder(compact.certificate, settings.surgery.align):
+        progress.note(line)
     counts = compact.certificate["channels"]
-    stay = counts["dead"] - (counts["before"] - counts["after"])
-    if stay:
-        progress.note(_why_dead_stay(stay, settings.surgery.align))
-    _tell_of_constants(compact, progress)
     channels = {f"channels_{name}": counts[name] for name in ("before", "dead", "after")}
     removed = compact.certificate["evidence"]
     return {"status": "done", "out": str(request.out), **channels, "removed": removed, "max_abs_diff": difference}
-
-
-def _why_dead_stay(channels: int, align: int | str) -> str:
-    """One line for a user who expected them gone."""
-    line = f"{channels} dead channel{'s stay' if channels > 1 else ' stays'} (kept_dead in certificate.json)"
-    if align == 1:
-        return f"{line}: layers that must be equally wide, or a layer's last one"
-    return f"{line}: widths are kept as surgery.align={align} asks; --set surgery.align=1 cuts to the last"
-
-
-def _tell_of_constants(compact: Compact, progress: Progress) -> None:
-    """One line on dead channels that an operation asks for, those of the outputs apart, or on a network that is not
-    followed at all."""
-    for row in compact.certificate["frozen"]:
-        if row["where"] == WHOLE:
-            progress.note(f"note: nothing is cut, for {row['reason']}")
-    reasons: Counter[str] = Counter()
-    for row in compact.certificate["constants"]:
-        reasons.update(row["because"])
-    del reasons[OUTPUT]
-    if reasons:
-        text = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-        progress.note(f"{reasons.total()} constant channels stay (constants in certificate.json): {text}")
 
 
 def _cut(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from export.onnx import graph
+from pipeline.commands.remainder import remainder
 from pipeline.config import Surgery
 from pipeline.models.onnx import Network, network_from_model
 from pipeline.models.onnx.compact import parameters_of, rewritten
@@ -68,6 +69,8 @@ def shrink_onnx(request: Request, progress: Progress) -> dict[str, Any]:
         }
         save_compact(compact, folder)
         size = graph.write_graph(after, folder / MODEL)
+    for line in remainder(compact.certificate, request.align):
+        progress.note(line)
     counts = compact.certificate["channels"]
     return {
         "status": "done",

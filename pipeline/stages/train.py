@@ -1,7 +1,7 @@
 """Stages 10 and 20: the dense baseline and the sparse training. Both start from the same weights.
 
 Under torchrun the first process brings the run folder up to date, and the others join its trainings:
-torchrun --nproc-per-node 2 -m pipeline.cli run CONFIG --out DIR
+torchrun --nproc-per-node 2 -m demport run CONFIG --out DIR
 """
 
 from __future__ import annotations

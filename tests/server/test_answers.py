@@ -94,7 +94,7 @@ def test_labels_come_back_with_the_scores(server: Running, published: Path) -> N
 
 
 def demport(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "demport", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1])

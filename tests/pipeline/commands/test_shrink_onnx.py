@@ -46,6 +46,14 @@ def shrink(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, obj
     return document
 
 
+def test_dead_channels_that_stay_are_said_with_the_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4 live channels of 6 are 6 at a multiple of 8: the layer has no more."""
+    assert cli.command_line(["shrink", "--onnx", "net.onnx", "--out", "out", "--set", "surgery.align=8"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["channels_after"] == 6
+    assert "2 dead channels stay" in captured.err and "surgery.align=8" in captured.err
+
+
 def test_a_file_is_cut_by_proof(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = shrink(capsys, "--set", "surgery.align=1", "--inputs", "given.npz")
     assert [document[f"channels_{n}"] for n in ("before", "dead", "after")] == [6, 2, 4]

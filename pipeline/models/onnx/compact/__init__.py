@@ -64,7 +64,7 @@ def _patch(edit: Edit, network: Network, compact: fx.GraphModule, mine: fx.Node,
         return
     name = _name(theirs)
     if name == "interpolate":
-        resized(edit, network, index, theirs)
+        resized(edit, network, index, mine, theirs)
     patch = PATCHES.get((edit.nodes[index].op_type, name))
     if mine.op == theirs.op and mine.target == theirs.target and (patch is None or _same(mine, theirs)):
         return

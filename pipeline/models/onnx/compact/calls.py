@@ -98,13 +98,29 @@ def add_ones(edit: Edit, index: int, rank: int) -> None:
     edit.set_input(index, 0, name)
 
 
-def resized(edit: Edit, network: Network, index: int, theirs: fx.Node) -> None:
+def resized(edit: Edit, network: Network, index: int, mine: fx.Node, theirs: fx.Node) -> None:
     """The sizes that a Resize is given name the channels too."""
     inputs = network.model.graph.node[index].input
-    sizes = network.constants.get(inputs[3]) if len(inputs) > 3 else None
     channels = theirs.meta["tensor_meta"].shape[1]
-    if sizes is not None and sizes.size and sizes[1] != channels:
-        edit.set_input(index, 3, edit.new(inputs[3], _int64([sizes[0], channels, *sizes[2:]])))
+    if len(inputs) < 4 or not inputs[3] or channels == mine.meta[VAL].shape[1]:
+        return
+    name = inputs[3]
+    if (sizes := network.constants.get(name)) is not None:
+        edit.set_input(index, 3, edit.new(name, _int64([sizes[0], channels, *sizes[2:]])))
+        return
+    batch, places = (_piece(edit, index, name, *ends) for ends in ((0, 1), (2, mine.meta[VAL].dim())))
+    joined = edit.fresh(f"{name}_resized")
+    parts = [batch, edit.new(f"{joined}_channels", _int64([channels])), places]
+    edit.first(index, onnx.helper.make_node("Concat", parts, [joined], joined, axis=0))
+    edit.set_input(index, 3, joined)
+
+
+def _piece(edit: Edit, index: int, sizes: str, start: int, end: int) -> str:
+    """Some of the sizes that the graph computes, by a Slice before the node."""
+    piece = edit.fresh(f"{sizes}_{start}_{end}")
+    ends = [edit.new(f"{piece}_{role}", _int64([n])) for role, n in (("starts", start), ("ends", end))]
+    edit.first(index, onnx.helper.make_node("Slice", [sizes, *ends], [piece], piece))
+    return piece
 
 
 def slice_(edit: Edit, network: Network, index: int, mine: fx.Node, theirs: fx.Node) -> None:

@@ -12,7 +12,7 @@ from torch import fx
 from torch.nn import functional
 
 from pipeline.models.onnx.constants import calculated, shape_of, size_of
-from pipeline.models.onnx.convert import ALT, VAL, Call, UnsupportedError, Value
+from pipeline.models.onnx.convert import ALT, VAL, Array, Call, UnsupportedError, Value
 from pipeline.models.onnx.functions import arange, full, sides
 
 
@@ -204,20 +204,24 @@ def resize(call: Call) -> Value:
     at = 1 if call.opset < 11 else 2
     scales = call.constant(at) if call.has(at) else None
     if scales is not None and scales.size:
-        factors = [float(s) for s in scales.reshape(-1)]
-        ints = all(f == int(f) for f in factors)
+        factors = [[float(s) for s in scales.reshape(-1)]]
     else:
-        target = call.ints(3)
-        if any(isinstance(n, fx.Node) for n in [*target[2:], *sizes[2:]]) or any(
-            n < 1 or n > 1 << 16 for n in target[2:]
-        ):
-            raise UnsupportedError("a resize to sizes that vary")
-        factors = [1.0, 1.0, *(w / o for w, o in zip(target[2:], sizes[2:], strict=True))]
-        ints = all(f == int(f) for f in factors)
-        scales = None
-    if len(factors) != rank or factors[:2] != [1.0, 1.0] or any(not 0 < f < 1 << 10 for f in factors):
+        factors = [_factors(call, key, sizes) for key in (VAL, ALT)]
+    if any(len(f) != rank or f[:2] != [1.0, 1.0] or any(not 0 < s < 1 << 10 for s in f) for f in factors):
         raise UnsupportedError("a resize of channels")
-    return call.c.emit(functional.interpolate, x, **_how(call, mode, how, factors[2:], ints))
+    settings = _how(call, mode, how, factors[0][2:], all(s == int(s) for f in factors for s in f))
+    if any(one != factors[0] for one in factors):
+        del settings["scale_factor"]
+        settings["size"] = call.ints(3)[2:]
+    return call.c.emit(functional.interpolate, x, **settings)
+
+
+def _factors(call: Call, key: str, sizes: Array) -> list[float]:
+    """Of each axis, for one of the two sizes of those that vary; 1 of the batch, which a file may fix here alone."""
+    now, target = ([n.meta[key] if isinstance(n, fx.Node) else n for n in one] for one in (sizes, call.ints(3)))
+    if any(n < 1 or n > 1 << 16 for n in target[2:]):
+        raise UnsupportedError("a resize to sizes out of range")
+    return [1.0, *(w / o for w, o in zip(target[1:], now[1:], strict=True))]
 
 
 def _how(call: Call, mode: str, how: str, factors: list[float], ints: bool) -> dict[str, Any]:

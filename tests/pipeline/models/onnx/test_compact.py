@@ -109,6 +109,38 @@ def test_a_resize_to_sizes_that_name_the_channels() -> None:
     assert same(model, after, {"x": normal(2, 3, 8, 8)})
 
 
+@pytest.mark.parametrize(("batch", "channels"), [("N", "read"), (2, "read"), ("N", "written")])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_a_resize_to_the_sizes_of_another_tensor(batch: str | int, channels: str, mode: str) -> None:
+    """As torch writes `interpolate(h, size=x.shape[2:])` for images of any size; the sizes name h's channels too, read
+    off its shape or written down."""
+    asked: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    if mode == "linear":
+        asked = {"mode": mode, "coordinate_transformation_mode": "pytorch_half_pixel"}
+    middle = [
+        node("MaxPool", ["h"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Shape", ["p"], ["ps"]), node("Slice", ["ps", "zero", "two"], ["own"]),
+        node("Shape", ["x"], ["xs"]), node("Slice", ["xs", "two", "four"], ["places"]),
+        node("Slice", ["xs", "zero", "one"], ["images"]),
+        node("Concat", [*(["own"] if channels == "read" else ["images", "six"]), "places"], ["sizes"], axis=0),
+        node("Resize", ["p", "", "", "sizes"], ["g"], **asked),
+    ]  # fmt: skip
+    numbers = {"zero": 0, "one": 1, "two": 2, "four": 4, "six": 6}
+    model = pair(middle, {name: np.array([n]) for name, n in numbers.items()}, 6)
+    for axis, size in ((0, batch), (2, "H"), (3, "W")):
+        dim = model.graph.input[0].type.tensor_type.shape.dim[axis]
+        dim.CopyFrom(onnx.TensorShapeProto.Dimension(dim_param=size) if isinstance(size, str) else
+                     onnx.TensorShapeProto.Dimension(dim_value=size))  # fmt: skip
+    del model.graph.value_info[:]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [batch, 5, "H", "W"]))
+    network = network_from_model(model, Path("x.onnx"), (3, 8, 8))
+    assert not network.frozen
+    after = rewritten(network, shrink(network.module, network.example).model)
+    assert shapes(after)["a"] == [4, 3, 3, 3] and shapes(after)["b"] == [5, 4, 1, 1]
+    for height, width in ((8, 8), (6, 14)):
+        assert same(model, after, {"x": normal(2, 3, height, width)})
+
+
 def test_a_depthwise_convolution_loses_groups() -> None:
     model = pair([node("Conv", ["h", "d"], ["g"], "deep", group=6, **PADS)], {"d": normal(6, 1, 3, 3)}, 6)
     after = cut(model)

@@ -149,7 +149,7 @@ def test_a_run_on_two_processes_leaves_what_one_leaves(tmp_path: Path) -> None:
         "sparse: {epochs: 3, batch_size: 100, lambda_peak: 0.4}\nengine: {flavour: none}\n"
     )
     out = tmp_path / "run"
-    done = torchrun(tmp_path, "-m", "pipeline.cli", "run", str(config_file), "--out", str(out), "--until", "surgery")
+    done = torchrun(tmp_path, "-m", "demport", "run", str(config_file), "--out", str(out), "--until", "surgery")
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(p.name for p in out.iterdir() if p.is_dir() and p.name[0] != ".") == [
         "10-dense", "20-sparse", "30-surgery"

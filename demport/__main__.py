@@ -1,0 +1,5 @@
+"""`python -m demport` is `demport`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,5 +1,0 @@
-"""`python -m pipeline.cli` is `demport`."""
-
-from pipeline.cli import main
-
-main()
