@@ -69,7 +69,7 @@ def test_commands_of_the_guides_parse(file: str, line: str) -> None:
         assert context.info_name == words[1]
     elif words[0] == "torchrun":
         module = words.index("-m")
-        assert words[module + 1] == "pipeline.cli"
+        assert words[module + 1] == "demport"
         test_commands_of_the_guides_parse(file, shlex.join(["demport", *words[module + 2 :]]))
     else:
         assert words[0] in ("demport", "docker", "python", "pip", "curl", "trtexec", "tritonserver"), f"{file}: {line}"
