@@ -150,9 +150,10 @@ def _user_error(error: ValidationError, tree: Any, where: str, places: Mapping[s
     problems = error.errors(include_url=False)
     # An unknown key is shown first: it often explains the others.
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = _keys(tree, first["loc"])
-    if first["type"] == "missing":
-        path.append(str(first["loc"][-1]))
+    path, last = _keys(tree, first["loc"]), first["loc"][-1] if first["loc"] else ""
+    absent = first["type"] == "missing" and isinstance(last, str)  # else a list is too short
+    if absent or (first["type"] == "extra_forbidden" and not path):
+        path.append(str(last))
     if first["type"] == "impossible":
         path += first["ctx"]["key"].split(".") if first["ctx"]["key"] else []
     dotted = ".".join(path)
@@ -163,7 +164,7 @@ def _user_error(error: ValidationError, tree: Any, where: str, places: Mapping[s
     if first["type"] == "impossible":
         context = first["ctx"]
         return UserError(f"{at}: `{dotted}`: {context['found']}", context["expected"], context["remedy"])
-    if first["type"] == "missing":
+    if absent:
         return UserError(f"{at}: no `{dotted}`", f"expected {_words(schema, _at(schema, path) or {})}", "add it")
     problem = f"{at}: `{dotted}` is {_shown(first['input'])}"
     node = _at(schema, path)
@@ -176,7 +177,7 @@ def _keys(tree: Any, loc: Sequence[int | str]) -> list[str]:
     tried between them."""
     keys, node = [], tree
     for part in loc:
-        if part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int):
+        if part in node if isinstance(node, dict) else part in range(len(node) if isinstance(node, list) else 0):
             keys.append(str(part))
             node = node[part]
     return keys
@@ -283,8 +284,9 @@ def _words(schema: Schema, node: Schema) -> str:
         return f"one of {values}" if "enum" in node else values
     kind = node["type"]
     if kind == "array":
-        item = node["items"] if "items" in node else node["prefixItems"][0]
-        return f"a list, each {_words(schema, item)}"
+        if "items" in node:
+            return f"a list, each {_words(schema, node['items'])}"
+        return f"a list of {len(node['prefixItems'])}, each {_words(schema, node['prefixItems'][0])}"
     if kind == "object":
         return "a section with keys" if "properties" in node else "a mapping"
     words = {

@@ -65,6 +65,18 @@ MESSAGES: dict[str, tuple[str, str, str, str]] = {
         "a section with keys or auto or null",
     ),
     "text in a list of numbers": ("data: {mean: [a, 1, 1]}\n", "c.yaml:1:", '`data.mean.0` is "a"', "a number"),
+    "list too short": (
+        "data:\n  background: [255, 255]\n",
+        "c.yaml:2:",
+        "`data.background` is [255, 255]",
+        "expected a list of 3, each a whole number >= 0 and <= 255",
+    ),
+    "unknown key outside the plane that JSON escapes in one piece": (
+        '"\U000f4d74": 3\n',
+        "c.yaml",
+        "unknown key `",
+        "one of",
+    ),
     "nothing near": ("zzzz: 3\n", "c.yaml:1:", "unknown key `zzzz`", "`demport run --help` lists the keys"),
     "nested unknown": ("check:\n gates:\n  min_sped: 1\n", "c.yaml:3:", "`check.gates.min_sped`", "min_speedup`?"),
     "text for int": ("dense:\n  epochs: ten\n", "c.yaml:2:", '`dense.epochs` is "ten"', "a whole number >= 0"),
