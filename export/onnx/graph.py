@@ -160,9 +160,9 @@ def open_graph(source: Path | onnx.ModelProto) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU; `GraphError` if ONNX Runtime refuses the graph."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    from runtime.backends.onnxruntime import session_options
+
+    options = session_options(len(os.sched_getaffinity(0)))
     data = str(source) if isinstance(source, Path) else source.SerializeToString()
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

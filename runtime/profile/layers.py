@@ -110,9 +110,9 @@ def ort_profile(path: Path, feed: Mapping[str, Array], *, threads: int, runs: in
     it does not load."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    from runtime.backends.onnxruntime import session_options
+
+    options = session_options(threads)
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
