@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,7 +49,7 @@ def largest_products(path: Path) -> Path:
         node("DequantizeLinear", ["weight", "one", "i8"], ["w"]), node("MatMul", ["d", "w"], ["sum"]),
         node("QuantizeLinear", ["sum", "step", "u8"], ["r"]), node("DequantizeLinear", ["r", "step", "u8"], ["logits"]),
     ]  # fmt: skip
-    constants = {
+    constants: dict[str, Any] = {
         "one": np.float32(1), "step": np.float32(64 * 127), "u8": np.uint8(0), "i8": np.int8(0),
         "weight": np.full((64, 16), 127, np.int8),
     }  # fmt: skip
