@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,14 +129,6 @@ def sha256_of_json(value: object) -> str:
     """Hex digest of a JSON value: keys in order, without white space."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_of_tree(paths: Iterable[Path], root: Path) -> str:
-    """Hex digest of the names relative to `root` and the contents of files."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -88,10 +88,6 @@ class Masks:
     def density(self) -> float:
         return self.living / max(1, self.size)
 
-    def keep_largest(self, name: str, scores: Tensor, count: int) -> None:
-        """The `count` entries with the largest scores live, the others do not. Call `apply` afterwards."""
-        self.values[name] = largest(scores, count)
-
     def drop(self, name: str, scores: Tensor, count: int) -> Tensor:
         """The `count` living entries with the smallest scores die. Returns the mask of those that died."""
         mask = self.values[name]
@@ -118,13 +114,6 @@ def largest(scores: Tensor, count: int) -> Tensor:
     order = scores.flatten().argsort(descending=True, stable=True)
     flat[order[:count]] = True
     return flat.view_as(scores)
-
-
-def random_masks(counts: Mapping[str, int], shapes: Mapping[str, torch.Size], generator: torch.Generator) -> Masks:
-    """Masks with exactly so many living entries, at random places; the same on every device."""
-    return Masks({
-        name: largest(torch.rand(shapes[name], generator=generator), count) for name, count in counts.items()
-    })  # fmt: skip
 
 
 def uniform_counts(shapes: Mapping[str, torch.Size], density: float, dense: Collection[str] = ()) -> dict[str, int]:

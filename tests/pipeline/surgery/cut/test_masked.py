@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.surgery import shrink
-from pipeline.training.masks import erk_counts, random_masks
+from pipeline.training.masks import erk_counts, largest
 
 WIDTH, KERNEL = 384, 3
 
@@ -30,7 +30,8 @@ def remaining(eps: float, layers: int, seed: int) -> tuple[float, float]:
     shapes = {name: p.shape for name, p in weights.items()}
     sides = sum(p.shape[0] + p.shape[1] + 2 * KERNEL for p in weights.values())
     counts = erk_counts(shapes, eps * sides / sum(p.numel() for p in weights.values()))
-    masks = random_masks(counts, shapes, torch.Generator().manual_seed(seed)).values
+    random = torch.Generator().manual_seed(seed)
+    masks = {name: largest(torch.rand(shape, generator=random), counts[name]) for name, shape in shapes.items()}
     with torch.no_grad():
         for name, weight in weights.items():
             weight.mul_(masks[name])
