@@ -5,7 +5,6 @@ A network says so in a `train` of its own, which a network with channels cut out
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from types import MethodType
 
@@ -13,11 +12,15 @@ from torch import nn
 
 
 def frozen_in_training(network: nn.Module) -> frozenset[str]:
-    """Names of the modules that stay in eval mode under `network.train()`."""
+    """Names of the modules that stay in eval mode under `network.train()`; the network is left as it was."""
     if all(type(module).train is nn.Module.train for module in network.modules()):
         return frozenset()
-    trained = copy.deepcopy(network).train()
-    return frozenset(name for name, module in trained.named_modules() if not module.training)
+    before = modes_of(network)
+    network.train()
+    frozen = frozenset(name for name, module in network.named_modules() if not module.training)
+    network.train(before[""])  # by its own `train`, which may do more than to set modes
+    put_modes(network, before)
+    return frozen
 
 
 def train_mode(network: nn.Module, frozen: frozenset[str]) -> nn.Module:

@@ -10,6 +10,7 @@ from opcode import opmap
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 
 LOAD_ATTR = opmap["LOAD_ATTR"]
@@ -130,6 +131,8 @@ def _attribute(proxy: Any, name: str) -> Any:
     if name in MOVES and isinstance(val, Tensor):
         device = proxy.tracer._device  # the traced tensor itself lies nowhere
         return device is not None and device.type == name.removeprefix("is_")
+    if name in ("type", "index") and isinstance(val, torch.device):
+        return getattr(proxy.tracer._device or val, name)  # an autocast wants plain words
     return ConcreteAttribute(proxy, name)
 
 

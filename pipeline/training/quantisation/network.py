@@ -43,6 +43,7 @@ class QuantisedNetwork(nn.Module):
                 self._train(constant, self.body.get_parameter(name) if _is_parameter(self.body, name) else None)
         for pair in pairs_of(full, low):
             self._round_weight(pair) if pair.levels is not None else self._round_edge(pair, pair.value)
+        del self._network  # its nodes hang together in a chain, too deep for a copy of this network
         self.body.graph.lint()
         self.body.recompile()
         self.eval()

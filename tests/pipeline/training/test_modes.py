@@ -41,7 +41,10 @@ def dying() -> FrozenNorms:
 
 def test_which_modules_stay() -> None:
     network = dying()
+    network[0].eval()
+    before = [module.training for module in network.modules()]
     assert frozen_in_training(network) == {"1", "4"} and frozen_in_training(nn.BatchNorm2d(3)) == set()
+    assert [module.training for module in network.modules()] == before
     plain = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2)).eval()
     train_mode(plain, frozenset("1"))
     assert plain[0].training and not plain[1].training and plain.training

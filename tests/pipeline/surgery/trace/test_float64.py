@@ -60,12 +60,20 @@ class Sampled(DeadPair):
         return F.grid_sample(x, grid, align_corners=False)
 
 
+class Steady(DeadPair):
+    """A part that stays in its own precision wherever it runs, which asks for the device by name."""
+
+    def between(self, x: Tensor) -> Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return x.float() * (2 if x.device.index is None else 3)
+
+
 class OneFormat(DeadPair):
     def between(self, x: Tensor) -> Tensor:
         return twice(x)  # type: ignore[no-any-return]
 
 
-@mark.parametrize("network", [Casts, Constants, Sampled, OneFormat])
+@mark.parametrize("network", [Casts, Constants, Sampled, Steady, OneFormat])
 def test_the_law_holds_where_code_names_a_precision(network: type[DeadPair]) -> None:
     model = network()
     compact = shrink(model, (torch.zeros(1, 3, 8, 8),))
@@ -76,7 +84,7 @@ def test_the_law_holds_where_code_names_a_precision(network: type[DeadPair]) -> 
     torch.testing.assert_close(compact.model(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-@mark.parametrize("network", [Casts, Sampled, OneFormat])
+@mark.parametrize("network", [Casts, Sampled, Steady, OneFormat])
 def test_a_cut_between_two_steps_takes_them_too(network: type[DeadPair]) -> None:
     model = network().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

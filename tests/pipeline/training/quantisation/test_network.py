@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_a_batch_norm_that_is_left_keeps_its_statistics(tmp_path: Path) -> None:
     assert values.scales["w_scale"].shape == (5,)
     onnx.save(with_values(full, low, values), str(tmp_path / "low.onnx"))
     np.testing.assert_allclose(torch_network(x).detach(), run(tmp_path / "low.onnx", x.numpy()), atol=1e-4)
+
+
+def test_a_deep_network_can_be_copied(tmp_path: Path) -> None:
+    """As averages and teachers are; 200 layers are those of a MobileNet with its activations."""
+    nodes, weights, value = [], {}, "input"
+    for layer in range(100):
+        weights[f"w{layer}"] = np.eye(3, dtype=np.float32)[:, :, None, None]
+        nodes.append(helper.make_node("Conv", [value, f"w{layer}"], [f"c{layer}"], name=f"conv{layer}"))
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [value := f"r{layer}"], name=f"relu{layer}"))
+    nodes.append(helper.make_node("Flatten", [value], ["f"], name="flat"))
+    nodes.append(helper.make_node("MatMul", ["f", "w"], ["logits"], name="product"))
+    weights["w"] = np.random.default_rng(0).standard_normal((192, 5)).astype(np.float32)
+    torch_network, _, _ = network(save(tmp_path / "net.onnx", nodes, weights))
+    twin, x = copy.deepcopy(torch_network), torch.from_numpy(images(8))
+    torch.testing.assert_close(twin(x), torch_network(x), rtol=0, atol=0)
+    with torch.no_grad():
+        next(iter(twin.parameters())).zero_()
+    assert not torch.equal(twin(x), torch_network(x))
+    assert not np.array_equal(twin.values().constants["w0"], torch_network.values().constants["w0"])
 
 
 def test_what_cannot_be_trained_is_one_line(tmp_path: Path) -> None:
