@@ -117,6 +117,20 @@ def _at(each: Mapping[str, Array], label: int) -> dict[str, float]:
     return {name: float(values[label]) for name, values in each.items() if not np.isnan(values[label])}
 
 
+def beside(results: Results, task: Task) -> dict[str, dict[str, float]]:
+    """Each other metric of a task whose metric comes from all images together, at every measured form."""
+    if task.pooled is None:
+        return {}
+    measured = {name: one.statistics for name, one in results.items() if isinstance(one, Accuracy)}
+    values: dict[str, dict[str, float]] = {}
+    for metric, function in task.pooled.beside.items():
+        each = {
+            name: function(one, np.ones((1, len(one)), np.int64)) for name, one in measured.items() if one is not None
+        }
+        values[metric] = {name: float(value[0]) for name, value in each.items()}
+    return values
+
+
 def macro_f1(result: Accuracy, task: Task) -> float:
     """Mean over the classes that the split has images of, of 2 TP / (2 TP + FP + FN). An image with an output that is
     not a number counts for no class."""

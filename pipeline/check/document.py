@@ -16,6 +16,7 @@ from pipeline import config
 from pipeline.check import results as tree
 from pipeline.check.accuracy import (
     Images,
+    beside,
     by_class,
     drops,
     hop,
@@ -151,6 +152,7 @@ def _figures(
         accuracy={name: result.mean if isinstance(result, Accuracy) else None for name, result in results.items()},
         top5={name: five for name, r in classified if (five := r.top5) is not None},
         macro_f1={name: macro_f1(r, bench.task) for name, r in classified if bench.task.targets == "class"},
+        beside=beside(results, bench.task),
         metric=metric_of(results, metric),
         intervals=intervals_of(results),
         reasons={name: result for name, result in results.items() if isinstance(result, str)},

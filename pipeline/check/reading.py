@@ -50,7 +50,7 @@ def damaged(path: Path, problem: str) -> UserError:
     return UserError(f"{path}: {problem}", "expected what `demport run` writes", "run the stage again with --redo")
 
 
-SHARES = ("accuracy", "top5", "macro_f1", "top1_agreement", "p_value", "p_before", "p_after", "forms")
+SHARES = ("accuracy", "top5", "macro_f1", "beside", "top1_agreement", "p_value", "p_before", "p_after", "forms")
 COUNTS = ("params", "macs", "denormals", "n", "only_first", "only_second", "streams", "batch", "images", "seconds")
 TIMES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "best_ms", "samples_ms", "images_per_s", "run_us")
 

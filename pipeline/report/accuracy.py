@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pipeline.check.results import ClassAccuracy, Hop, Role
 from pipeline.report.collect import CHECK, Run
@@ -65,6 +66,7 @@ def columns(report: Report) -> list[str]:
         heads += ["Top-5, dense", "Top-5, compact"]
     if any(model.macro_f1 for model in models):
         heads += ["Macro F1, dense", "Macro F1, compact"]
+    heads += [f"{name}, {role}" for name in _beside(report) for role in ("dense", "compact")]
     if any(model.metric for model in models):
         heads += ["Metric, dense", "Metric, compact"]
     return heads
@@ -80,6 +82,7 @@ def forms(report: Report) -> list[list[str]]:
         figures.append(lambda model, form: numbers.percent(model.top5.get(form)))
     if any(model.macro_f1 for model in models):
         figures.append(lambda model, form: numbers.percent(model.macro_f1.get(form)))
+    figures += [partial(_beside_at, name) for name in _beside(report)]
     if any(model.metric for model in models):
         figures.append(lambda model, form: numbers.plain(model.metric.get(form)))
     names = dict.fromkeys(name for model in reversed(models) for name in model.accuracy)
@@ -89,6 +92,15 @@ def forms(report: Report) -> list[list[str]]:
         for name in names
         if any(model.accuracy.get(name) is not None for model in models)
     ]
+
+
+def _beside(report: Report) -> list[str]:
+    """Names of the task's other metrics."""
+    return list(dict.fromkeys([*report.models.dense.beside, *report.models.compact.beside]))
+
+
+def _beside_at(name: str, model: ModelFigures, form: str) -> str:
+    return numbers.percent(model.beside.get(name, {}).get(form))
 
 
 def _hop(hop: Hop) -> list[Cell | str]:

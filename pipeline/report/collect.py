@@ -168,7 +168,15 @@ def _models(check: CheckDocument | None, surgery: Json) -> dict[str, Any]:
         if check is None:
             figures: dict[str, Any] = dict.fromkeys(("params", "macs", "bytes", "denormals"))
             reasons |= dict.fromkeys(figures, f"stage {CHECK} was not run")
-            figures |= {"files": {}, "accuracy": {}, "top5": {}, "metric": {}, "intervals": {}, "macro_f1": {}}
+            figures |= {
+                "files": {},
+                "accuracy": {},
+                "top5": {},
+                "metric": {},
+                "intervals": {},
+                "macro_f1": {},
+                "beside": {},
+            }
         else:
             figures = vars(getattr(check.models, role))
             reasons |= {f"accuracy.{form}": reason for form, reason in figures["reasons"].items()}

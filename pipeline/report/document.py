@@ -40,6 +40,7 @@ class ModelFigures:
     reasons: dict[str, str]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     macro_f1: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ gives the targets, and the task says what they mean. Outputs are one tensor (B, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Pooled:
     by_class: Callable[[Statistics], Array] | None = None
     """Statistics -> the metric of each class (K,), NaN where no image has it; the report then has them class by
     class."""
+    beside: Mapping[str, Metric] = field(default_factory=dict)
+    """Other metrics of the same statistics by their names, which the report shows and nothing is judged by."""
 
 
 @dataclass(frozen=True)

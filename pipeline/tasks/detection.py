@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from runtime.backends import Array
 
 
+METRICS = {"mAP50-95": slice(None), "mAP50": slice(0, 1)}
+"""Which of the overlaps 0.5, 0.55, ... 0.95 each takes the mean over."""
+
+
 class Options(Section):
     metric: Literal["mAP50-95", "mAP50"] = Field(
         default="mAP50-95",
@@ -55,7 +59,7 @@ def detection(options: Options) -> Task:
     """Of the answers of `pipeline/models/detection`, and boxes (B, M, 6) as shares of the image."""
     _demand_torchmetrics()
     keep = Suppression(options.score_threshold, options.iou_threshold, options.candidates, options.max_detections)
-    thresholds = slice(None) if options.metric == "mAP50-95" else slice(0, 1)
+    thresholds = METRICS[options.metric]
 
     def of_images(outputs: Mapping[str, Tensor], targets: Tensor) -> list[Tensor]:
         return [statistics(one, target) for one, target in zip(keep.of_batch(outputs), targets, strict=True)]
@@ -75,6 +79,9 @@ def detection(options: Options) -> Task:
             of_images,
             partial(mean_precision, thresholds=thresholds),
             by_class=partial(by_class, thresholds=thresholds),
+            beside={
+                name: partial(mean_precision, thresholds=at) for name, at in METRICS.items() if name != options.metric
+            },
         ),
         targets="boxes",
         outputs=OUTPUTS,

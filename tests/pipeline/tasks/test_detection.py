@@ -11,12 +11,14 @@ import torch
 from pydantic import ValidationError
 
 from pipeline import config
+from pipeline.check.accuracy import beside
 from pipeline.config.task import task_of, task_section
 from pipeline.data import load
 from pipeline.models import build_for
 from pipeline.models.soundness import demand_task
 from pipeline.stages.train import demand_targets
 from runtime.errors import UserError
+from runtime.measure.accuracy import Accuracy
 
 BOX = [0.25, 0.25, 0.75, 0.75]
 
@@ -45,13 +47,18 @@ def test_the_metric_is_chosen() -> None:
     shifted["boxes"] = torch.tensor([[[0.25, 0.25, 0.75, 0.65]]])  # an overlap of 0.8
     whole = np.ones((1, 1), np.int64)
     values = {}
-    for name in ("mAP50", "mAP50-95"):
+    expected = {"mAP50": 1.0, "mAP50-95": 0.6}  # 0.5 to 0.75: at 0.8 by a hair not
+    for name, other in (("mAP50", "mAP50-95"), ("mAP50-95", "mAP50")):
         task = task_of(task_section(name="detection", metric=name))
         assert task.metric == name and task.pooled is not None
-        values[name] = float(
-            task.pooled.metric([one.numpy() for one in task.pooled.statistics(shifted, TARGETS)], whole)[0]
-        )
-    assert values == pytest.approx({"mAP50": 1.0, "mAP50-95": 0.6})  # 0.5 to 0.75: at 0.8 by a hair not
+        rows = [one.numpy() for one in task.pooled.statistics(shifted, TARGETS)]
+        values[name] = float(task.pooled.metric(rows, whole)[0])
+        nothing = np.zeros(1)
+        through_torch = Accuracy(values[name], 1, nothing, nothing, nothing, rows, task.pooled.metric)
+        assert beside({"torch": through_torch, "onnx": "it did not load"}, task) == {
+            other: {"torch": pytest.approx(expected[other])}
+        }
+    assert values == pytest.approx(expected)
 
 
 def test_a_picture_shows_truth_before_and_after() -> None:
