@@ -52,7 +52,8 @@ def _texts(result: Accuracy, order: Array, images: Images, task: Task) -> list[s
     """What a network answers to the images of `order`, in a word."""
     answers = task.answers(result.outputs[order]) if task.answer and len(order) else None
     if answers is None:
-        return [f"{task.metric} {result.scores[index]:.3f}" for index in order]
+        name = "score" if task.pooled else task.metric  # of one image
+        return [f"{name} {result.scores[index]:.3f}" for index in order]
     return [images.name(int(answer)) for answer in answers]
 
 

@@ -55,7 +55,7 @@ def _blocks(run: Run, rows: list[list[str]]) -> Iterator[Block]:
         yield Heading(f"Right in {before}, wrong in {after}" if classified else f"Better in {before} than in {after}")
         if report.worst.drawn:
             yield Text(f"Side by side: {report.worst.drawn}.", "source")
-        yield Photos(photos(run)) if report.worst.images else Text("No image.")
+        yield Photos(photos(run), bool(report.worst.drawn)) if report.worst.images else Text("No image.")
 
 
 def columns(report: Report) -> list[str]:

@@ -95,7 +95,7 @@ class Task:
     completion: str = ""
     """Name of that step, in the name of its files: dense.fp32.NAME.onnx."""
     drawn: str = ""
-    """What the picture shows, for its caption, e.g. "image, truth, before, after"."""
+    """What the picture shows, for its caption, e.g. "image, truth, before, after", and what an image is scored by."""
 
     def scores(self, outputs: Any, targets: Array) -> Array:
         """`score` of arrays."""

@@ -50,7 +50,7 @@ def segmentation(options: Options) -> Task:
         demand=partial(demand, options=options),
         distance=apart,
         draw=partial(four_of, classes=lambda logits: logits.argmax(1), ignored=ignored),
-        drawn="image, truth, before and after",
+        drawn="image, truth, before and after. The score is the mean IoU of the classes in the image",
     )
 
 

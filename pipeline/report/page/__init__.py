@@ -101,6 +101,8 @@ class Photo:
 @dataclass(frozen=True)
 class Photos:
     photos: Sequence[Photo]
+    wide: bool = False
+    """Of several pictures side by side each."""
     form: ClassVar[str] = "photos"
 
 
