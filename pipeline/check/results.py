@@ -50,8 +50,7 @@ class ModelFigures:
     reasons: dict[str, str]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     macro_f1: dict[str, float] = field(default_factory=dict)
-    beside: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Other metrics of the task -> form -> value."""
+    beside: dict[str, dict[str, float]] = field(default_factory=dict)  # other metrics of the task -> form -> value
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from pipeline import data
-from pipeline.commands.remainder import remainder
 from pipeline.config import Config
 from pipeline.config.task import task_of
 from pipeline.data import Dataset
@@ -24,6 +23,7 @@ from pipeline.surgery.gather.timing import gathered_by
 from pipeline.surgery.plan import example_of
 from pipeline.surgery.proof.evidence import Confirmation, confirm
 from pipeline.surgery.proof.inputs import fresh_inputs
+from pipeline.surgery.proof.remainder import remainder
 from pipeline.surgery.shrink import finish, held
 from pipeline.surgery.trace import Traced, trace
 from pipeline.training.census import census

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from export.onnx import graph
-from pipeline.commands.remainder import remainder
 from pipeline.config import Surgery
 from pipeline.models.onnx import Network, network_from_model
 from pipeline.models.onnx.compact import parameters_of, rewritten
@@ -21,6 +20,7 @@ from pipeline.models.onnx.compact.law import check_files
 from pipeline.models.onnx.file import read_model
 from pipeline.progress import Progress
 from pipeline.surgery import Compact, save_compact, shrink
+from pipeline.surgery.proof.remainder import remainder
 from runtime import files
 from runtime.errors import UserError
 from runtime.macs import macs_of

@@ -290,12 +290,8 @@ def _words(schema: Schema, node: Schema) -> str:
     if kind == "object":
         return "a section with keys" if "properties" in node else "a mapping"
     words = {
-        "integer": "a whole number",
-        "number": "a number",
-        "string": "text",
-        "boolean": "true or false",
-        "null": "null",
-    }
+        "integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false", "null": "null",
+    }  # fmt: skip
     bounds = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
     # The bound of every whole number, 2**31, is not worth its words.
     limits = [f"{sign} {node[name]:g}" for name, sign in bounds if name in node and node[name] != 2**31]

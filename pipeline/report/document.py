@@ -271,8 +271,7 @@ class Report:
     published: Published | None
     verdict: Verdict
     stages: tuple[Stage, ...]
-    masked: Masked | None = None
-    """None where the training had no masks."""
+    masked: Masked | None = None  # None where the training had no masks
     pair: Pair | None = None
     """None where the run trained and cut both networks."""
     metric_name: str = "accuracy"
